@@ -1,0 +1,190 @@
+"""Squared norms of Jacobians and of vector-Jacobian products: values, and what their gradients put into the sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gradreg_fast.engine import Linearization, Terms, parameters_of
+from gradreg_fast.planner import Plan, chunk_size, width
+from gradreg_fast.rules.base import per_sample
+
+
+def squared_norm(
+    linearization: Linearization, plan: Plan, seeds: Tensor | None, keep: list[bool] | None
+) -> tuple[Tensor, tuple]:
+    """``sum_k ||J^T c^k||^2`` of each sample, or ``||J||_F^2``.
+
+    Args:
+        linearization: the network at its input.
+        plan: made for it.
+        seeds: the cotangents ``[K, B, ...]`` of the graph's seed; None for the whole Jacobian.
+        keep: nodes whose cotangents a later `add_gradients` needs; None if there will be none.
+
+    Returns:
+        The norms ``[B]`` and a state for `add_gradients`.
+    """
+    if plan.closed_form:
+        return _closed_form(linearization, plan)
+    if plan.cut != linearization.graph.seed:
+        return _contract(linearization, plan, keep)
+    return _stack(linearization, plan, unit_seeds(linearization, plan.cut) if seeds is None else seeds, keep)
+
+
+def add_gradients(
+    linearization: Linearization, plan: Plan, state: tuple, weights: Tensor, terms: Terms, scale: Tensor | None = None
+) -> None:
+    """Add the gradients of ``sum_b weights_b norm_b`` to the terms: parameters' and second-order ones.
+
+    Args:
+        linearization: as given to `squared_norm`.
+        plan: as given to `squared_norm`.
+        state: as returned by it.
+        weights: ``[B]``.
+        terms: added to.
+        scale: see `Linearization.push`; only for a single cotangent of one output a sample.
+    """
+    if plan.closed_form:
+        _closed_form_gradients(linearization, plan, state, weights, terms)
+    elif plan.cut != linearization.graph.seed:
+        _contract_gradients(linearization, plan, state, weights, terms)
+    else:
+        _stack_gradients(linearization, plan, state, weights, terms, scale)
+
+
+def unit_seeds(linearization: Linearization, value: int) -> Tensor:
+    """A unit stack for each element of a value: ``[n, B, ...]``, shared by the samples."""
+    shape, n = linearization.shapes[value], width(linearization, value)
+    eye = torch.eye(n, dtype=linearization.like.dtype, device=linearization.like.device)
+    return eye.view(n, 1, *shape[1:]).expand(n, *shape)
+
+
+# A stack of cotangents, swept in chunks.
+
+
+def _stack(linearization, plan, seeds, keep):
+    below = bottom_metric(linearization, plan)
+    norms, chunks = 0, []
+    for chunk in seeds.split(chunk_size(linearization, plan.bottom) or len(seeds)):
+        u, kept = linearization.pull({plan.cut: chunk}, plan.bottom, keep=keep)
+        measured = below(u)
+        norms = norms + (u * measured).flatten(2).sum((0, 2))
+        if keep is not None:
+            chunks.append((kept, u, measured))
+    return norms.clamp_min(0), (chunks,)
+
+
+def _stack_gradients(linearization, plan, state, weights, terms, scale):
+    (chunks,) = state
+    for kept, u, measured in chunks:
+        tangent = measured * per_sample(2 * weights, measured[0])
+        if plan.bottom:
+            add_gram_gradient(linearization, plan.bottom, terms, u, u * per_sample(2 * weights, u[0]), transposed=False)
+        linearization.push({plan.bottom: tangent}, cotangents=kept, terms=terms, scale=scale)
+
+
+# A cut in the middle: J = U V, <U^T U, V V^T>.
+
+
+def _contract(linearization, plan, keep):
+    seeds = unit_seeds(linearization, plan.cut)
+    below, above = bottom_metric(linearization, plan), top_metric(linearization, plan)
+    v, kept_below = linearization.pull({plan.cut: seeds}, plan.bottom, keep=keep)
+    w, kept_above = linearization.push({plan.cut: seeds}, plan.top, keep=keep)
+    v_measured, w_measured = below(v), above(w)
+    V, U = inner_products(v, v_measured), inner_products(w, w_measured)  # V V^T and U^T U, [B, n, n]
+    return (U * V).sum((1, 2)).clamp_min(0), (kept_below, kept_above, v, w, v_measured, w_measured, U, V)
+
+
+def _contract_gradients(linearization, plan, state, weights, terms):
+    kept_below, kept_above, v, w, v_measured, w_measured, U, V = state
+    factor = (2 * weights).view(-1, 1, 1)
+    U, V = U * factor, V * factor
+    if plan.bottom:
+        add_gram_gradient(linearization, plan.bottom, terms, v, mix(U, v), transposed=False)
+    if plan.top != linearization.graph.seed:
+        add_gram_gradient(linearization, linearization.graph.seed, terms, w, mix(V, w), transposed=True)
+    if plan.cut != plan.bottom:
+        linearization.push({plan.bottom: mix(U, v_measured)}, cotangents=kept_below, terms=terms)
+    if plan.cut != plan.top:
+        linearization.pull({plan.top: mix(V, w_measured)}, plan.cut, tangents=kept_above, terms=terms)
+
+
+def inner_products(a: Tensor, b: Tensor) -> Tensor:
+    """``<a^i, b^j>`` of each sample for stacks ``[n, B, ...]``: ``[B, n, n]``."""
+    return a.flatten(2).permute(1, 0, 2) @ b.flatten(2).permute(1, 2, 0)
+
+
+def mix(M: Tensor, stack: Tensor) -> Tensor:
+    """``sum_j M_ij stack^j`` of each sample: ``M [B, n, n]``, stack ``[n, B, ...]``."""
+    return (M @ stack.flatten(2).transpose(0, 1)).transpose(0, 1).reshape(stack.shape)
+
+
+# The ends: the identity at the input and the output, Gram matrices at the first and the last layer.
+
+
+def bottom_metric(linearization: Linearization, plan: Plan) -> Callable[[Tensor], Tensor]:
+    """What measures cotangents of `plan.bottom`: ``W W^T`` or the identity."""
+    if plan.bottom == 0:
+        return _identity
+    weight = weight_of(linearization, plan.bottom)
+    gram = weight @ weight.t()
+    return lambda u: u @ gram
+
+
+def top_metric(linearization: Linearization, plan: Plan) -> Callable[[Tensor], Tensor]:
+    """What measures tangents of `plan.top`: ``W^T W`` or the identity."""
+    if plan.top == linearization.graph.seed:
+        return _identity
+    weight = weight_of(linearization, linearization.graph.seed)
+    gram = weight.t() @ weight
+    return lambda w: w @ gram
+
+
+def _identity(stack: Tensor) -> Tensor:
+    return stack
+
+
+def add_gram_gradient(
+    linearization: Linearization, i: int, terms: Terms, stack: Tensor, weighted: Tensor, *, transposed: bool
+) -> None:
+    """Add the gradient of ``1/2 <weighted, stack G>`` for ``G = W W^T`` (or ``W^T W``, transposed) of node i."""
+    gradients = terms.of(linearization.graph.nodes[i])
+    if gradients.wants(0):
+        weight = weight_of(linearization, i)
+        M = weighted.flatten(0, -2).t() @ stack.flatten(0, -2)  # symmetric: the weights of i and j are
+        gradients.add(0, lambda: weight @ M if transposed else M @ weight)
+
+
+def weight_of(linearization: Linearization, i: int) -> Tensor:
+    """The weight of the fully connected layer at node i."""
+    return parameters_of(linearization.graph.nodes[i], linearization.tensors)[0]
+
+
+# One hidden layer: s^T ((W1 W1^T) o (W2^T W2)) s with s = phi'(z).
+
+
+def _closed_form(linearization, plan):
+    first, last = weight_of(linearization, plan.bottom), weight_of(linearization, linearization.graph.seed)
+    activation, saved = linearization.graph.nodes[plan.top].rule, linearization.saved[plan.top]
+    slope = activation.slope(saved, first.new_ones(()).expand(linearization.shapes[plan.bottom]))  # [B, n]
+    below, above = first @ first.t(), last.t() @ last  # [n, n]
+    product = slope @ (below * above)  # [B, n]
+    return (slope * product).sum(1).clamp_min(0), (slope, product, below, above)
+
+
+def _closed_form_gradients(linearization, plan, state, weights, terms):
+    slope, product, below, above = state
+    graph = linearization.graph
+    first, last = weight_of(linearization, plan.bottom), weight_of(linearization, graph.seed)
+    activation, saved = graph.nodes[plan.top].rule, linearization.saved[plan.top]
+    below_gradients, above_gradients = terms.of(graph.nodes[plan.bottom]), terms.of(graph.nodes[graph.seed])
+    if below_gradients.wants(0) or above_gradients.wants(0):
+        M = (slope * (2 * weights).unsqueeze(1)).t() @ slope  # [n, n]
+        below_gradients.add(0, lambda: (M * above) @ first)
+        above_gradients.add(0, lambda: last @ (M * below))
+    if terms.needs.meeting[plan.top] and not activation.curvature_free:
+        v = product * (2 * weights).unsqueeze(1)
+        terms.add_second(plan.top, (activation.bend(saved, v.mul_(slope) if activation.meets_below else v),))

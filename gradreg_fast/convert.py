@@ -1,0 +1,333 @@
+"""From an `nn.Module` to a `Graph`, by symbolic tracing; what cannot be traced or has no rule is left to autograd."""
+
+from __future__ import annotations
+
+import operator
+import random
+import sys
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+
+from gradreg_fast.graph import Graph, Node, PlainValue, Slot, slot_of, whole_model
+from gradreg_fast.rules.opaque import Opaque
+from gradreg_fast.rules.registry import FUNCTIONS, MODULES, Call, Parameter, Plain, Value, collect, fill
+
+_CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[tuple, Graph]] = weakref.WeakKeyDictionary()
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_IN_PLACE = {torch.relu_: 0, torch.tanh_: 0, torch.sigmoid_: 0, torch.sin_: 0, nn.functional.relu_: 0}
+_SIZES = {"size", "dim", "numel", "ndimension", "shape", "ndim"}
+
+
+def graph_of(model: nn.Module) -> Graph:
+    """The model's graph: converted once, remembered as long as the model lives, converted anew when it has changed."""
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return opaque_model(model, "autocast is on")
+    state = settings(model)
+    known = _CACHE.get(model)
+    if known is None or known[0] != state:
+        known = _CACHE[model] = (state, convert(model))
+    return known[1]
+
+
+def settings(model: nn.Module) -> tuple:
+    """Everything that decides how a model runs, other than its tensors: children, hooks, modes, plain attributes."""
+    return tuple(_module_settings(module) for module in model.modules())
+
+
+def _module_settings(module: nn.Module) -> tuple:
+    plain = []
+    for name, value in module.__dict__.items():
+        if name in ("_parameters", "_buffers"):
+            plain += [(key, tensor is None or tensor.requires_grad) for key, tensor in value.items()]
+        elif name == "_modules" or name.endswith("_hooks"):
+            plain += [(key, id(member)) for key, member in value.items()]
+        elif not name.startswith("_"):
+            plain.append((name, value if _is_setting(value) else id(value)))
+    return (id(module), type(module), *plain)
+
+
+def _is_setting(value) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_setting, value))
+    return isinstance(value, (int, float, str, type(None)))
+
+
+def convert(model: nn.Module) -> Graph:
+    """The graph of a model as it is now."""
+    reason = why_opaque(model)
+    if reason:
+        return opaque_model(model, reason)
+    randomness = _random_states()
+    try:
+        tracer = _Tracer()
+        traced = tracer.trace(_Root(model))
+        if any(name.startswith("_tensor_constant") for name in vars(tracer.root)):
+            return opaque_model(model, "its forward makes tensors")
+        if _random_states() != randomness:
+            return opaque_model(model, "its forward draws random numbers")
+        return _Converter(model).convert(traced)
+    except _Unsupported as error:
+        return opaque_model(model, str(error))
+    except Exception as error:  # whatever a user's forward does with symbols; autograd will show real errors
+        return opaque_model(model, f"it cannot be traced ({type(error).__name__}: {error})")
+    finally:
+        _restore_random_states(randomness)
+
+
+def why_opaque(module: nn.Module) -> str | None:
+    """Why autograd must run this module as a whole, whatever its type: None if it need not."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, kind, None) for kind in hooks):
+        return "it has hooks"
+    if "forward" in vars(module):
+        return "its forward was replaced"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a script"
+    return None
+
+
+def opaque_model(model: nn.Module, reason: str) -> Graph:
+    """The graph of a model that autograd runs as a whole."""
+    names = [name for name, _ in model.named_parameters()]
+    return whole_model(model, _opaque_module(model, names, reason), names)
+
+
+def _opaque_module(module: nn.Module, names: list[str], reason: str) -> Opaque:
+    reference = weakref.ref(module)
+
+    def run(inputs, parameters, extras):
+        return torch.func.functional_call(reference(), dict(zip(names, parameters, strict=True)), tuple(inputs))
+
+    return Opaque(run, f"{type(module).__name__}: {reason}")
+
+
+class _Root(nn.Module):
+    """Holds the model, so that the model itself is a module call like any other."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+
+class _Tracer(fx.Tracer):
+    """Stops at modules with a rule, at PyTorch's own and at those that must stay whole."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        if type(module) in MODULES or why_opaque(module):
+            return True
+        if type(module) in _CONTAINERS:
+            return False
+        return type(module).__module__.startswith(("torch.nn", "torch.ao", "torch._dynamo", "torch.distributed"))
+
+
+class _Unsupported(Exception):
+    """The model must be left to autograd as a whole."""
+
+
+class _Converter:
+    """Builds a graph from a traced model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.root = _Root(model)
+        self.nodes: list[Node | None] = [None]
+        self.slots: dict[tuple[int, str], int] = {}
+        self.slot_list: list[Slot] = []
+        self.environment: dict[fx.Node, object] = {}
+        self.position: dict[fx.Node, int] = {}
+
+    def convert(self, traced: fx.Graph) -> Graph:
+        output = None
+        self.position = {node: position for position, node in enumerate(traced.nodes)}
+        for node in traced.nodes:
+            if node.op == "placeholder":
+                self.environment[node] = Value(0)
+            elif node.op == "output":
+                output = fx.node.map_arg(node.args[0], lambda argument: self.environment[argument])
+            elif node.op == "get_attr":
+                self.environment[node] = self.parameter(node.target)
+            else:
+                self.environment[node] = self.call(node)
+        if not isinstance(output, Value):
+            raise TypeError(f"model must return one tensor that depends on x, got {type(output).__name__}")
+        return Graph(tuple(self.nodes), tuple(self.slot_list), output.index, output.index)
+
+    def parameter(self, name: str) -> Parameter | None:
+        """The slot of a parameter or buffer by its dotted name; None where there is none."""
+        slot = slot_of(self.root, name)
+        tensor = slot.tensor()
+        if tensor is None:
+            return None
+        if not isinstance(tensor, Tensor):
+            raise _Unsupported(f"its attribute {name} is used as a tensor")
+        key = (id(slot.owner()), slot.attribute)
+        if key not in self.slots:
+            self.slots[key] = len(self.slot_list)
+            self.slot_list.append(slot)
+        return Parameter(self.slots[key])
+
+    def call(self, node: fx.Node):
+        arguments = _replace(node.args, self.environment)
+        keywords = _replace(node.kwargs, self.environment)
+        if not any(True for _ in collect(Value, (arguments, keywords))):
+            return self.plain(node, arguments, keywords)
+        if node.op == "call_module":
+            module = self.root.get_submodule(node.target)
+            result = self.module(node, module, arguments, keywords)
+        elif self.is_size(node):
+            return self.plain(node, arguments, keywords)
+        else:
+            result = self.function(node, arguments, keywords)
+        if self.mutates(node):
+            self.replace_mutated(node, result)
+        return result
+
+    def is_size(self, node: fx.Node) -> bool:
+        """Whether the node reads a size of a value."""
+        if node.op == "call_method":
+            return node.target in _SIZES
+        return node.target is getattr and node.args[1] in _SIZES
+
+    def plain(self, node: fx.Node, arguments, keywords) -> Plain:
+        """A node that makes a plain Python value from sizes, or from nothing that depends on the input's values."""
+        if any(True for _ in collect(Parameter, (arguments, keywords))) or node.op == "call_module":
+            raise _Unsupported(f"{node.name} computes with parameters alone")
+        function = _callable(node)
+        sources = [*collect(Value, (arguments, keywords)), *collect(Plain, (arguments, keywords))]
+
+        def compute(*extras):
+            filled, filled_keywords = fill((arguments, keywords), dict(zip(sources, extras, strict=True)))
+            return function(*filled, **filled_keywords)
+
+        self.nodes.append(Node(node.name, PlainValue(compute), (), (), tuple(source.index for source in sources)))
+        return Plain(len(self.nodes) - 1)
+
+    def module(self, node: fx.Node, module: nn.Module, arguments, keywords) -> Value:
+        reason = why_opaque(module)
+        if reason is None and type(module) not in MODULES:
+            reason = "no rule"
+        if reason is None and len(arguments) == 1 and not keywords:
+            call = MODULES[type(module)](module, arguments[0], lambda name: self.parameter(f"{node.target}.{name}"))
+            reason = call if isinstance(call, str) else None
+            if reason is None:
+                return self.emit(node, call)
+        names = [name for name, _ in module.named_parameters()]
+        if keywords or any(not isinstance(argument, Value) for argument in arguments):
+            raise _Unsupported(f"{node.target} is called with more than values")
+        slots = tuple(self.parameter(f"{node.target}.{name}") for name in names)
+        self.reject_tuple(node)
+        return self.emit(node, Call(_opaque_module(module, names, reason or "no rule"), arguments, slots))
+
+    def function(self, node: fx.Node, arguments, keywords) -> Value:
+        entry = FUNCTIONS.get(node.target)
+        reason = "no rule"
+        if entry is not None:
+            try:
+                call = entry(*arguments, **keywords)
+            except (TypeError, AttributeError) as error:
+                call = f"its arguments have no rule ({error})"
+            if isinstance(call, Call) and _fits(call, (arguments, keywords)):
+                return self.emit(node, call)
+            reason = call if isinstance(call, str) else "its arguments have no rule"
+        self.reject_tuple(node)
+        values, parameters, plains = (
+            list(dict.fromkeys(collect(kind, (arguments, keywords)))) for kind in (Value, Parameter, Plain)
+        )
+        function = _callable(node)
+
+        def run(inputs, tensors, extras):
+            table = dict(zip((*values, *parameters, *plains), (*inputs, *tensors, *extras), strict=True))
+            filled, filled_keywords = fill((arguments, keywords), table)
+            return function(*filled, **filled_keywords)
+
+        return self.emit(node, Call(Opaque(run, f"{node.name}: {reason}"), values, parameters, plains))
+
+    def emit(self, node: fx.Node, call: Call) -> Value:
+        """Append the call's nodes; the value of the last."""
+        inputs = [self.emit(node, value) if isinstance(value, Call) else value for value in call.inputs]
+        slots = tuple(None if parameter is None else parameter.slot for parameter in call.parameters)
+        extras = tuple(plain.index for plain in call.extras)
+        updated = tuple(None if parameter is None else parameter.slot for parameter in call.updated)
+        self.nodes.append(Node(node.name, call.rule, tuple(value.index for value in inputs), slots, extras, updated))
+        return Value(len(self.nodes) - 1)
+
+    def mutates(self, node: fx.Node) -> bool:
+        """Whether the call changes its first argument in place."""
+        if node.op == "call_module":
+            return bool(getattr(self.root.get_submodule(node.target), "inplace", False))
+        if node.op == "call_method":
+            return node.target.endswith("_") and not node.target.endswith("__")
+        name = getattr(node.target, "__name__", "")
+        in_place_operator = getattr(node.target, "__module__", "") == "_operator" and name in ("iadd", "isub", "imul")
+        named = name.endswith("_") and not name.endswith("__")
+        return node.kwargs.get("inplace") is True or True in node.args[1:] and "relu" in name or in_place_operator or named
+
+    def replace_mutated(self, node: fx.Node, result: Value) -> None:
+        """Whoever reads the changed tensor after this node reads the result; views of it must not be read again."""
+        changed = node.args[0]
+        if not isinstance(changed, fx.Node) or not isinstance(self.environment[changed], Value):
+            raise _Unsupported(f"{node.name} changes something in place")
+        base = changed
+        while isinstance(base, fx.Node) and self.is_view(base):
+            base = base.args[0]
+            if any(user is not changed and self.position[user] > self.position[node] for user in base.users):
+                raise _Unsupported(f"{node.name} changes a view in place")
+        for user in changed.users:
+            if self.is_view(user) and self.position[user] < self.position[node]:
+                raise _Unsupported(f"{node.name} changes a tensor in place that has views")
+        self.environment[changed] = result
+
+    def is_view(self, node: fx.Node) -> bool:
+        """Whether the node's value may share memory with its first argument."""
+        value = self.environment.get(node)
+        if not isinstance(value, Value) or value.index == 0:
+            return False
+        kind = type(self.nodes[value.index].rule).__name__
+        return kind in ("Reshape", "Permute", "Opaque", "Affine", "LinearMap") and isinstance(node.args[0], fx.Node)
+
+    def reject_tuple(self, node: fx.Node) -> None:
+        """A call without a rule must not return a tuple."""
+        for user in node.users:
+            if user.target is operator.getitem and isinstance(user.args[1], int):
+                raise _Unsupported(f"{node.name} has no rule and may return several tensors")
+
+
+def _replace(nested, environment: dict):
+    return fx.node.map_aggregate(nested, lambda item: environment[item] if isinstance(item, fx.Node) else item)
+
+
+def _callable(node: fx.Node) -> Callable:
+    if node.op == "call_method":
+        name = node.target
+        return lambda value, *arguments, **keywords: getattr(value, name)(*arguments, **keywords)
+    return node.target
+
+
+def _fits(call: Call, arguments) -> bool:
+    """Whether the entry used every traced argument in the place where it belongs."""
+    inputs = [value for value in call.inputs if not isinstance(value, Call)]
+    inputs += [value for before in call.inputs if isinstance(before, Call) for value in before.inputs]
+    return (
+        all(isinstance(value, Value) for value in inputs)
+        and all(parameter is None or isinstance(parameter, Parameter) for parameter in call.parameters)
+        and {*collect(Value, arguments)} == {*inputs}
+        and {*collect(Parameter, arguments)} == {*call.parameters, *call.updated} - {None}
+        and {*collect(Plain, arguments)} == {*call.extras}
+    )
+
+
+def _random_states() -> tuple:
+    numpy = sys.modules.get("numpy")
+    drawn = (random.getstate(), torch.get_rng_state().numpy().tobytes() if numpy else bytes(torch.get_rng_state()))
+    return (*drawn, str(numpy.random.get_state())) if numpy else drawn
+
+
+def _restore_random_states(states: tuple) -> None:
+    random.setstate(states[0])
+    torch.set_rng_state(torch.frombuffer(bytearray(states[1]), dtype=torch.uint8))

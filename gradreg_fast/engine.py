@@ -1,0 +1,215 @@
+"""The four sweeps over a graph. The engine knows nothing of particular operations, a rule nothing of the network.
+
+For a loss ``L(y, g)`` with ``g = J^T c``, the gradient is the reverse sweep of the dual program ``(x, xdot) -> (y, J
+xdot)`` at ``xdot = dL/dg``; the adjoints of its tangents are the cotangents that computing g already produced. So:
+
+1. `linearize`: up, values;
+2. `Linearization.pull`: down, cotangents;
+3. `Linearization.push`: up, tangents; where a tangent meets the kept cotangent, the node leaves its second-order terms;
+4. `Linearization.adjoint`: down, an ordinary backward sweep with those terms added on the way.
+
+Pull and push may also trade places (push first, then pull and meet): the terms are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gradreg_fast.graph import Graph, Node
+from gradreg_fast.rules.base import NodeGradients
+
+
+class Terms:
+    """What a backward pass accumulates: parameter gradients and second-order terms of the values' adjoints.
+
+    Attributes:
+        totals: gradient of each slot, or None.
+        wanted: which slots' gradients somebody asked for.
+        needs: what follows from that for values and nodes.
+        second: for each node, the sums of what `Rule.curvature` returned, or None.
+    """
+
+    def __init__(self, graph: Graph, wanted: tuple[bool, ...], x_wanted: bool) -> None:
+        self.wanted = wanted
+        self.needs = graph.needs(wanted, x_wanted)
+        self.totals: list[Tensor | None] = [None] * len(wanted)
+        self.second: list[tuple[Tensor | None, ...] | None] = [None] * len(graph.nodes)
+
+    def of(self, node: Node) -> NodeGradients:
+        """The node's view of the parameter gradients."""
+        return NodeGradients(self.totals, node.slots, self.wanted)
+
+    def add_second(self, i: int, terms: tuple[Tensor | None, ...]) -> None:
+        """Add fresh second-order terms of node i."""
+        if self.second[i] is not None:
+            pairs = zip(self.second[i], terms, strict=True)
+            terms = tuple(b if a is None else a if b is None else a.add_(b) for a, b in pairs)
+        if any(term is not None for term in terms):
+            self.second[i] = terms
+
+
+def linearize(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Linearization]:
+    """Sweep 1: evaluate the graph at x.
+
+    Returns:
+        The output's value and the linearization at x.
+    """
+    values: list = [None] * len(graph.nodes)
+    saved: list = [None] * len(graph.nodes)
+    shapes: list = [None] * len(graph.nodes)
+    values[0], shapes[0] = x, x.shape
+    for i, node in enumerate(graph.nodes):
+        if node is None:
+            continue
+        inputs = [values[j] for j in node.inputs]
+        extras = [*(values[j] for j in node.extras), *select(node.updated, tensors)]
+        values[i], saved[i] = node.rule.forward(inputs, parameters_of(node, tensors), extras)
+        shapes[i] = getattr(values[i], "shape", None)
+        for j in graph.released[i]:
+            values[j] = None
+    like = values[graph.seed].new_empty(0)
+    tensors = [tensor if slot in graph.read_again else None for slot, tensor in enumerate(tensors)]
+    return values[graph.output], Linearization(graph, tensors, saved, shapes, like)
+
+
+@dataclass
+class Linearization:
+    """A graph evaluated at a point: what the three other sweeps need.
+
+    Attributes:
+        graph: the network.
+        tensors: the slots' tensors.
+        saved: what each node's rule kept.
+        shapes: each value's shape.
+        like: an empty tensor with the seed's dtype and device.
+    """
+
+    graph: Graph
+    tensors: list[Tensor | None]
+    saved: list
+    shapes: list
+    like: Tensor
+
+    def pull(
+        self,
+        seeds: dict[int, Tensor],
+        bottom: int = 0,
+        *,
+        keep: Sequence[bool] | None = None,
+        tangents: dict[int, tuple[Tensor, ...]] | None = None,
+        terms: Terms | None = None,
+    ) -> tuple[Tensor | None, dict]:
+        """Sweep 2: cotangent stacks from the seeds down to the value `bottom`.
+
+        Args:
+            seeds: cotangent stacks ``[K, B, ...]`` by value.
+            bottom: where to stop.
+            keep: for each node, whether a later `push` is to meet its cotangent; None: keep nothing.
+            tangents: kept by an earlier `push`; their second-order terms are added to `terms`.
+            terms: see `tangents`.
+
+        Returns:
+            The cotangent of `bottom` and what was kept, by node.
+        """
+        cotangents, kept = dict(seeds), {}
+        for i in range(max(seeds), bottom, -1):
+            node, u = self.graph.nodes[i], cotangents.pop(i, None)
+            if u is None or not node.inputs:
+                continue
+            rule, parameters = node.rule, parameters_of(node, self.tensors)
+            pulled = rule.pull(self.saved[i], parameters, u)
+            meeting = pulled if rule.meets_below else u
+            if keep is not None and keep[i]:
+                kept[i] = meeting
+            if tangents is not None and i in tangents and terms.needs.meeting[i]:
+                terms.add_second(i, rule.curvature(self.saved[i], parameters, meeting, tangents[i], terms.of(node)))
+            for j, cotangent in zip(node.inputs, pulled, strict=True):
+                cotangents[j] = cotangents[j] + cotangent if j in cotangents else cotangent
+        return cotangents.get(bottom), kept
+
+    def push(
+        self,
+        seeds: dict[int, Tensor],
+        top: int | None = None,
+        *,
+        keep: Sequence[bool] | None = None,
+        cotangents: dict | None = None,
+        terms: Terms | None = None,
+        scale: Tensor | None = None,
+    ) -> tuple[Tensor | None, dict]:
+        """Sweep 3: tangent stacks from the seeds up to the value `top`.
+
+        Args:
+            seeds: tangent stacks ``[K, B, ...]`` by value.
+            top: where to stop; None: behind the last meeting.
+            keep: for each node, whether a later `pull` is to meet its tangent; None: keep nothing.
+            cotangents: kept by an earlier `pull`; met here, their second-order terms are added to `terms`.
+            terms: see `cotangents`.
+            scale: ``[B]``: ``d = scale u`` everywhere, so that the meeting gives all of the parameters' gradients.
+
+        Returns:
+            The tangent of `top` and what was kept, by node.
+        """
+        tangents, kept = dict(seeds), {}
+        last_meeting = max((i for i in cotangents or () if terms.needs.meeting[i]), default=0)
+        for i in range(min(seeds) + 1, (last_meeting if top is None else top) + 1):
+            node = self.graph.nodes[i]
+            if i in seeds or not node.inputs or any(j not in tangents for j in node.inputs):
+                continue
+            rule, parameters = node.rule, parameters_of(node, self.tensors)
+            xdots = tuple(tangents[j] for j in node.inputs)
+            if keep is not None and keep[i]:
+                kept[i] = xdots
+            if cotangents is not None and i in cotangents and terms.needs.meeting[i]:
+                u, gradients = cotangents[i], terms.of(node)
+                if scale is None:
+                    terms.add_second(i, rule.curvature(self.saved[i], parameters, u, xdots, gradients))
+                else:
+                    rule.proportional(self.saved[i], parameters, u, xdots, scale, gradients)
+            if top is not None or i < last_meeting:
+                tangents[i] = rule.push(self.saved[i], parameters, xdots)
+            for j in self.graph.released[i]:
+                tangents.pop(j, None)
+        return tangents.get(top), kept
+
+    def adjoint(self, adjoints: dict[int, Tensor], terms: Terms) -> Tensor | None:
+        """Sweep 4: ordinary adjoints from the given ones and the second-order terms down to what somebody asked for.
+
+        Args:
+            adjoints: ``[B, ...]`` by value.
+            terms: second-order terms, consumed; parameter gradients are added.
+
+        Returns:
+            The input's adjoint, or None where it is zero or nobody asked.
+        """
+        needed = terms.needs.adjoint
+        adjoints = dict(adjoints)
+        for i in range(len(self.graph.nodes) - 1, 0, -1):
+            node, d, second = self.graph.nodes[i], adjoints.pop(i, None), terms.second[i]
+            terms.second[i] = None
+            if not node.inputs or not needed[i] or (d is None and second is None):
+                continue
+            rule, parameters = node.rule, parameters_of(node, self.tensors)
+            below = second
+            if d is not None:
+                rule.gradient(self.saved[i], parameters, d, terms.of(node))
+                if not any(needed[j] for j in node.inputs):
+                    continue
+                below = rule.adjoint(self.saved[i], parameters, d, second or (None,) * len(node.inputs))
+            for j, adjoint in zip(node.inputs, below, strict=True):
+                if adjoint is not None and needed[j]:
+                    adjoints[j] = adjoints[j] + adjoint if j in adjoints else adjoint
+        return adjoints.get(0)
+
+
+def parameters_of(node: Node, tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The node's parameters among the slots' tensors."""
+    return select(node.slots, tensors)
+
+
+def select(slots: Sequence[int | None], tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The tensors in these slots; None in an absent one."""
+    return tuple(None if slot is None else tensors[slot] for slot in slots)

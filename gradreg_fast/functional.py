@@ -1,0 +1,480 @@
+"""Penalties on input gradients: each a few lines over the two primitives.
+
+All are called ``penalty(model, x, ...)`` and return ``(y, penalty)``, so that the task loss shares the forward pass. The
+penalty is the plain quantity of each sample, with no hidden weight or half, reduced over the batch by `reduction`:
+``"mean"``, ``"sum"`` or ``"none"`` (shape ``[B]``). Where a sample has one output, it may be ``[B]`` or ``[B, 1]``.
+With ``J = dy/dx`` of one sample and ``g = J^T 1``:
+
+    >>> import torch, gradreg_fast
+    >>> critic = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.LeakyReLU(0.2), torch.nn.Linear(64, 1))
+    >>> y, penalty = gradreg_fast.functional.r1(critic, torch.zeros(8, 2))
+    >>> (torch.nn.functional.softplus(-y).mean() + 5.0 * penalty).backward()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from gradreg_fast import contraction, ops
+from gradreg_fast.convert import graph_of
+from gradreg_fast.engine import Linearization
+from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, Softmax
+from gradreg_fast.rules.opaque import Opaque
+
+_LOSSES = {"cross_entropy": CrossEntropy(), "mse": MeanSquaredError(), "bce_with_logits": BinaryCrossEntropy()}
+_SOFTMAX = Softmax()
+
+PENALTIES = (
+    "confidence_penalty",
+    "contractive",
+    "double_backprop",
+    "dragan",
+    "eikonal",
+    "gradient_matching",
+    "gradient_penalty",
+    "jacobian_frobenius",
+    "jacobian_softmax",
+    "jacobian_spectral_norm",
+    "r1",
+    "r1_r2",
+    "r2",
+    "spectral_projection",
+)
+
+
+def double_backprop(
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """Squared norm of the loss's input gradient: ``||d loss_b / d x_b||^2``.
+
+    Drucker and LeCun 1992, "Improving generalization performance using double backpropagation"; DoubleBack in Varga et
+    al. 2017 (arXiv:1712.09936). The loss is each sample's own, not its share of a batch mean; over a sample's several
+    outputs or positions it is the mean.
+
+    Args:
+        model: the network; returns the logits or predictions y.
+        x: input ``[B, ...]``.
+        target: what the loss compares y with: class indices ``[B]`` or probabilities like y, or values like y.
+        loss: ``"cross_entropy"``, ``"mse"``, ``"bce_with_logits"``, or a function of ``(y, target)`` that returns each
+            sample's loss ``[B]`` (differentiated by autograd).
+        reduction: over the batch.
+
+    Returns:
+        y, and the penalty.
+
+    Raises:
+        TypeError: if the target or the loss is not what it must be.
+        ValueError: if the loss's name, the target's shape or the reduction is not.
+    """
+    check_reduction(reduction)
+    if isinstance(loss, str) and loss not in _LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(_LOSSES)} or a function, got {loss!r}")
+    check_target(target, x)
+    if isinstance(loss, str):
+        head = _LOSSES[loss]
+    elif callable(loss):
+        head = Opaque(lambda inputs, parameters, extras: loss(inputs[0], parameters[0]), "loss: a function")
+    else:
+        raise TypeError(f"loss must be a name or a function, got {type(loss).__name__}")
+    graph, tensors = ops.prepare(model, x, head, target)
+    y, norms = ops.sqnorm(graph, tensors, x)
+    return y, reduced(norms, reduction)
+
+
+def jacobian_frobenius(
+    model: nn.Module,
+    x: Tensor,
+    projections: int | None = None,
+    generator: torch.Generator | None = None,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """Squared Frobenius norm of the outputs' Jacobian: ``||J||_F^2``.
+
+    FrobReg in Varga et al. 2017 (arXiv:1712.09936) for logits; Hoffman et al. 2019 (arXiv:1908.02729) for the estimate.
+
+    Args:
+        model: the network; returns y ``[B, ...]``.
+        x: input ``[B, ...]``.
+        projections: number of random projections of an unbiased estimate; None for the exact norm.
+        generator: for the projections.
+        reduction: over the batch.
+
+    Returns:
+        y, and the penalty.
+    """
+    check_reduction(reduction)
+    y, norms = ops.jacobian_sqnorm(model, x, projections, generator)
+    return y, reduced(norms, reduction)
+
+
+def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
+    """Squared Frobenius norm of an encoder's Jacobian, ``||dh/dx||_F^2``: Rifai et al. 2011, equation 1.
+
+    Args:
+        model: the encoder; returns the code h ``[B, ...]``.
+        x: input ``[B, ...]``.
+        reduction: over the batch.
+
+    Returns:
+        h, and the penalty.
+    """
+    return jacobian_frobenius(model, x, reduction=reduction)
+
+
+def jacobian_softmax(
+    model: nn.Module,
+    x: Tensor,
+    projections: int | None = None,
+    generator: torch.Generator | None = None,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """Squared Frobenius norm of the Jacobian of the probabilities: ``||d softmax(y) / dx||_F^2``.
+
+    JacReg in Varga et al. 2017 (arXiv:1712.09936), by our reading of its abstract.
+
+    Args:
+        model: the network; returns logits y ``[B, C, ...]``.
+        x: input ``[B, ...]``.
+        projections: number of random projections of an unbiased estimate; None for the exact norm.
+        generator: for the projections.
+        reduction: over the batch.
+
+    Returns:
+        The logits y, and the penalty.
+    """
+    check_reduction(reduction)
+    graph, tensors = ops.prepare(model, x, _SOFTMAX)
+    y, norms = ops.sqnorm_or_estimate(graph, tensors, x, projections, generator)
+    return y, reduced(norms, reduction)
+
+
+def spectral_projection(
+    model: nn.Module, x: Tensor, generator: torch.Generator | None = None, reduction: str = "mean"
+) -> tuple[Tensor, Tensor]:
+    """Squared norm of the gradient of one random projection of the outputs: ``||J^T v||^2``, ``||v|| = 1``.
+
+    SpectReg in Varga et al. 2017 (arXiv:1712.09936); v is uniform on the unit sphere, drawn for each sample.
+
+    Args:
+        model: the network; returns y ``[B, ...]``.
+        x: input ``[B, ...]``.
+        generator: for the projection.
+        reduction: over the batch.
+
+    Returns:
+        y, and the penalty.
+    """
+    check_reduction(reduction)
+    graph, tensors = ops.prepare(model, x)
+    y, norms = ops.sqnorm(graph, tensors, x, ops.random_units(1, generator))
+    return y, reduced(norms, reduction)
+
+
+def gradient_penalty(
+    model: nn.Module, x: Tensor, centre: float = 1.0, one_sided: bool = False, reduction: str = "mean"
+) -> tuple[Tensor, Tensor]:
+    """Distance of the gradient's norm from a centre: ``(||g|| - centre)^2``, or ``max(0, ||g|| - centre)^2``.
+
+    WGAN-GP, Gulrajani et al. 2017 (arXiv:1704.00028), equation 3, at points made by `interpolate`; one-sided: Petzka et
+    al. 2018 (arXiv:1709.08894), equation 8.
+
+    Args:
+        model: the critic; returns one output a sample.
+        x: where the gradient is penalised ``[B, ...]``.
+        centre: the wanted norm.
+        one_sided: leave smaller norms alone.
+        reduction: over the batch.
+
+    Returns:
+        y, and the penalty.
+    """
+    check_reduction(reduction)
+    if not isinstance(centre, (int, float)) or not abs(centre) < float("inf"):
+        raise ValueError(f"centre must be a finite number, got {centre!r}")
+    y, norms = _one_output_sqnorm(model, x)
+    distance = safe_sqrt(norms) - centre
+    return y, reduced((distance.clamp_min(0) if one_sided else distance).square(), reduction)
+
+
+def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """WGAN-GP's points: each sample at a uniformly random place between a real and a generated one.
+
+    Args:
+        real: ``[B, ...]``.
+        fake: ``[B, ...]``, the same shape.
+        generator: for the places.
+
+    Returns:
+        Points ``[B, ...]``, detached.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if real.shape != fake.shape:
+        raise ValueError(f"fake must be shaped like real {tuple(real.shape)}, got {tuple(fake.shape)}")
+    shape = (len(real), *(1,) * (real.dim() - 1))
+    place = torch.rand(shape, dtype=real.dtype, device=real.device, generator=generator)
+    return torch.lerp(real.detach(), fake.detach(), place)
+
+
+def dragan(
+    model: nn.Module,
+    x: Tensor,
+    scale: float = 0.5,
+    centre: float = 1.0,
+    generator: torch.Generator | None = None,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """`gradient_penalty` in a neighbourhood of the data: DRAGAN, Kodali et al. 2017 (arXiv:1705.07215), section 2.2.
+
+    The points are ``x + scale std(x) n`` with n standard normal and ``std(x)`` taken over the whole batch.
+
+    Args:
+        model: the critic; returns one output a sample.
+        x: real samples ``[B, ...]``.
+        scale: size of the neighbourhood, in standard deviations.
+        centre: the wanted norm.
+        generator: for the noise.
+        reduction: over the batch.
+
+    Returns:
+        y at the points, and the penalty.
+    """
+    ops.check_floating(x, "x")
+    noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    points = x.detach() + scale * x.detach().std(correction=0) * noise
+    return gradient_penalty(model, points, centre, reduction=reduction)
+
+
+def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
+    """Squared norm of the critic's gradient at real samples, ``||g||^2``: Mescheder et al. 2018 (arXiv:1801.04406).
+
+    Their equation 9 has half of it, times a weight.
+
+    Args:
+        model: the critic; returns one output a sample.
+        x: real samples ``[B, ...]``.
+        reduction: over the batch.
+
+    Returns:
+        y, and the penalty.
+    """
+    check_reduction(reduction)
+    y, norms = _one_output_sqnorm(model, x)
+    return y, reduced(norms, reduction)
+
+
+def r2(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
+    """`r1` at generated samples: Mescheder et al. 2018 (arXiv:1801.04406), equation 10 without its half.
+
+    Args:
+        model: the critic; returns one output a sample.
+        x: generated samples ``[B, ...]``.
+        reduction: over the batch.
+
+    Returns:
+        y, and the penalty.
+    """
+    return r1(model, x, reduction)
+
+
+def r1_r2(
+    model: nn.Module, real: Tensor, fake: Tensor, reduction: str = "mean"
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """`r1` at real and `r2` at generated samples, added, in one pass: Huang et al. 2024 (R3GAN, arXiv:2501.05441).
+
+    A critic with batch statistics sees the two batches one after the other.
+
+    Args:
+        model: the critic; returns one output a sample.
+        real: ``[B, ...]``.
+        fake: ``[C, ...]``.
+        reduction: over each batch; ``"none"`` gives both batches' values, ``[B + C]``.
+
+    Returns:
+        ``(y of real, y of fake)``, and the penalty: the sum of the two.
+    """
+    check_reduction(reduction)
+    ops.check_floating(real, "real")
+    ops.check_floating(fake, "fake")
+    if real.shape[1:] != fake.shape[1:]:
+        raise ValueError(f"fake must have samples shaped like real's {tuple(real.shape[1:])}, got {tuple(fake.shape)}")
+    if graph_of(model).couples_samples:
+        y_real, first = _one_output_sqnorm(model, real)
+        y_fake, second = _one_output_sqnorm(model, fake)
+    else:
+        y, norms = _one_output_sqnorm(model, torch.cat([real, fake]))
+        y_real, y_fake = y.split([len(real), len(fake)])
+        first, second = norms.split([len(real), len(fake)])
+    if reduction == "none":
+        return (y_real, y_fake), torch.cat([first, second])
+    return (y_real, y_fake), reduced(first, reduction) + reduced(second, reduction)
+
+
+def eikonal(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
+    """``(||g|| - 1)^2``, which a signed distance satisfies with zero: Gropp et al. 2020 (arXiv:2002.10099), equation 2.
+
+    Args:
+        model: the distance; returns one output a point.
+        x: points ``[B, D]``.
+        reduction: over the points.
+
+    Returns:
+        y, and the penalty.
+    """
+    return gradient_penalty(model, x, 1.0, reduction=reduction)
+
+
+def jacobian_spectral_norm(
+    model: nn.Module,
+    x: Tensor,
+    iterations: int = 1,
+    vector: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    r"""Largest singular value of each sample's Jacobian, ``sigma = max ||J^T u||`` over unit u, by power iteration.
+
+    ``u <- J J^T u / ||J J^T u||`` on one forward pass, without recording; then ``sigma = ||J^T u||`` with u held
+    constant, whose gradient is sigma's own once u has converged. Before that sigma is a lower bound.
+
+    Args:
+        model: the network; returns y ``[B, ...]``.
+        x: input ``[B, ...]``.
+        iterations: steps from the start vector.
+        vector: start vectors shaped like y, overwritten with the last u: keep them for a warm start of the next call on
+            the same samples. Random by default.
+        generator: for the random start.
+        reduction: over the batch.
+
+    Returns:
+        y, and the penalty.
+
+    Raises:
+        ValueError: if `iterations` is negative or the vector's shape is not that of y.
+    """
+    check_reduction(reduction)
+    if not isinstance(iterations, int) or iterations < 0:
+        raise ValueError(f"iterations must be a non-negative integer, got {iterations!r}")
+    graph, tensors = ops.prepare(model, x)
+    draw = ops.random_units(1, generator)
+
+    def iterate(linearization: Linearization) -> Tensor:
+        u = draw(linearization) if vector is None else ops.unit(vector.detach().unsqueeze(0))
+        ops.check_cotangent(u, linearization)
+        for _ in range(iterations):
+            pulled, _ = linearization.pull({graph.seed: u})
+            u = ops.unit(linearization.push({0: pulled}, graph.seed)[0])
+        if vector is not None:
+            with torch.no_grad():
+                vector.copy_(u[0])
+        return u
+
+    y, norms = ops.sqnorm(graph, tensors, x, iterate)
+    return y, reduced(safe_sqrt(norms), reduction)
+
+
+def gradient_matching(
+    model: nn.Module, x: Tensor, target_gradient: Tensor, reduction: str = "mean"
+) -> tuple[Tensor, Tensor]:
+    """Squared error of the input gradients: ``||J - target||_F^2``.
+
+    Sobolev training, Czarnecki et al. 2017 (arXiv:1706.04859), equation 1 at first order with the squared error; gradient
+    information in McDonagh and Chen 2021 (arXiv:2112.00094), by our reading of its abstract; forces, with the energy's
+    negative gradient.
+
+    Args:
+        model: the network; returns y ``[B]``, ``[B, 1]`` or ``[B, K]``.
+        x: input ``[B, ...]``.
+        target_gradient: shaped like x for one output a sample, ``[B, K, ...]`` (a Jacobian each) for K.
+        reduction: over the batch.
+
+    Returns:
+        y, and the penalty.
+
+    Raises:
+        ValueError: if the target's shape fits neither.
+    """
+    check_reduction(reduction)
+    ops.check_floating(target_gradient, "target_gradient")
+    graph, tensors = ops.prepare(model, x)
+    target = target_gradient.unsqueeze(1) if target_gradient.shape == x.shape else target_gradient
+    K = target.shape[1] if target.dim() == x.dim() + 1 else 0
+    if target.shape != (len(x), K, *x.shape[1:]):
+        raise ValueError(
+            f"target_gradient must be shaped like x {tuple(x.shape)}, or have the outputs as a further dimension 1, "
+            f"got {tuple(target_gradient.shape)}"
+        )
+
+    def units(linearization: Linearization) -> Tensor:
+        outputs = linearization.shapes[graph.seed][1:].numel()
+        if outputs != K:
+            raise ValueError(f"target_gradient must be for all {outputs} outputs of the model, got it for {K}")
+        return contraction.unit_seeds(linearization, graph.seed)
+
+    y, g = ops.stacked_vjp(graph, tensors, x, units)  # [K, B, ...]
+    target = target.transpose(0, 1)
+    return y, reduced((g - target).square().flatten(2).sum((0, 2)), reduction)
+
+
+def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
+    """Negative entropy of the predicted distribution, ``sum_c p_c log p_c``: Pereyra et al. 2017 (arXiv:1701.06548).
+
+    No gradient penalty, but the usual rival of one.
+
+    Args:
+        model: the network; returns logits y ``[B, C]``.
+        x: input ``[B, ...]``.
+        reduction: over the batch.
+
+    Returns:
+        y, and the penalty.
+    """
+    check_reduction(reduction)
+    ops.check_floating(x, "x")
+    y = model(x)
+    logarithms = torch.log_softmax(y, 1)
+    return y, reduced((logarithms.exp() * logarithms).flatten(1).sum(1), reduction)
+
+
+def _one_output_sqnorm(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """y and ``||g||^2`` of a model with one output a sample."""
+    return ops.sqnorm(*ops.prepare(model, x), x, one_output=True)
+
+
+def safe_sqrt(norms: Tensor) -> Tensor:
+    """Square root with derivative zero at zero, as PyTorch's norms have it."""
+    positive = norms > 0
+    return torch.where(positive, norms.where(positive, 1.0).sqrt(), 0.0)
+
+
+def reduced(values: Tensor, reduction: str) -> Tensor:
+    """Values ``[B]`` reduced over the batch; the mean of no samples is zero."""
+    if reduction == "none":
+        return values
+    return values.sum() / max(1, len(values)) if reduction == "mean" else values.sum()
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise unless the reduction is known."""
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+
+
+def check_target(target: Tensor, x: Tensor) -> None:
+    """Raise unless a target can go with x."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a torch.Tensor, got {type(target).__name__}")
+    if target.requires_grad:
+        raise ValueError("target must not require a gradient: detach it")
+    if target.device != x.device:
+        raise ValueError(f"target must be on x's device {x.device}, got {target.device}")
+    if target.dim() == 0 or len(target) != len(x):
+        raise ValueError(f"target must have one row for each of x's {len(x)} samples, got {tuple(target.shape)}")

@@ -1,0 +1,389 @@
+"""The two primitives as autograd functions: value and vector-Jacobian product, value and squared Jacobian norm.
+
+Both compute values in their forward (sweeps 1 and 2) and closed-form gradients in their backward (sweeps 3 and 4), so
+that a penalty on input gradients is an ordinary first-order operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+
+import torch
+from torch import Tensor, nn
+
+from gradreg_fast import contraction, planner
+from gradreg_fast.convert import graph_of
+from gradreg_fast.engine import Linearization, Terms, linearize
+from gradreg_fast.graph import Graph
+from gradreg_fast.rules.base import Rule, per_sample
+
+TWICE = (
+    "gradreg_fast: this gradient is a closed form and cannot be differentiated again; for third derivatives use "
+    "torch.autograd.grad(model(x), x, cotangent, create_graph=True), which gives the same numbers"
+)
+
+Cotangent = Tensor | Callable[[Linearization], Tensor] | None
+"""The cotangents ``[K, B, ...]`` of the seed; None for ones, ``K = 1``; or a function that makes constant ones."""
+
+
+def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    r"""The model's output and a vector-Jacobian product, differentiable once more.
+
+    ``y = f(x)`` and ``g = J^T c`` with ``J = dy/dx``: what ``y = model(x)`` and ``torch.autograd.grad(y, x, c,
+    create_graph=True)`` give, as one first-order operation. Any loss of y and g can be differentiated with respect to
+    x, the cotangent and every parameter of the model. Double backpropagation: Drucker and LeCun 1992.
+
+    Args:
+        model: the network, called as ``model(x)``; returns one tensor.
+        x: input ``[B, ...]``, floating point. It need not require a gradient.
+        cotangent: shaped like y; ones by default.
+
+    Returns:
+        y, shaped as the model returns it, and g, shaped like x.
+
+    Raises:
+        TypeError: if x or the cotangent is not a real floating-point tensor.
+        ValueError: if their shapes, dtypes or devices do not fit.
+    """
+    graph, tensors = prepare(model, x)
+    if cotangent is None:
+        return _first(stacked_vjp(graph, tensors, x, None))
+    check_floating(cotangent, "cotangent")
+    return _first(stacked_vjp(graph, tensors, x, cotangent.unsqueeze(0)))
+
+
+def jacobian_sqnorm(
+    model: nn.Module, x: Tensor, projections: int | None = None, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""The model's output and the squared Frobenius norm of each sample's Jacobian, differentiable once more.
+
+    ``||J||_F^2 = sum_k ||J^T e_k||^2``, exact or, with `projections`, the unbiased estimate ``K / n sum_i ||J^T
+    v_i||^2`` with random unit vectors v_i, where K is the number of a sample's outputs (Hoffman, Roberts and Yaida 2019,
+    arXiv:1908.02729; Varga et al. 2017, arXiv:1712.09936). The exact value is contracted in the order that costs least,
+    so it is often cheaper than it looks.
+
+    Args:
+        model: the network, called as ``model(x)``; returns one tensor ``[B, ...]``.
+        x: input ``[B, ...]``, floating point.
+        projections: how many random projections; None for the exact norm.
+        generator: for the projections.
+
+    Returns:
+        y and the norms ``[B]``.
+
+    Raises:
+        TypeError: if x is not a real floating-point tensor.
+        ValueError: if `projections` is not a positive integer.
+    """
+    return sqnorm_or_estimate(*prepare(model, x), x, projections, generator)
+
+
+def prepare(model: nn.Module, x: Tensor, head: Rule | None = None, *targets: Tensor) -> tuple[Graph, list]:
+    """The model's graph, with a head on top if one is given, and its tensors; checks x."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_floating(x, "x")
+    if x.dim() == 0:
+        raise ValueError("x must be a batch [B, ...], got a scalar")
+    graph = graph_of(model)
+    tensors = graph.tensors()
+    for slot, tensor in zip(graph.slots, tensors, strict=True):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"x must be on the model's device ({slot.attribute}: {tensor.device}), got {x.device}")
+    if head is not None:
+        graph = graph.with_head(head, len(targets))
+    return graph, [*tensors, *targets]
+
+
+def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor]:
+    """y and ``g^k = J^T c^k``: ``[K, B, ...]``."""
+    wanted = wanted_now(tensors)
+    given = cotangent if isinstance(cotangent, Tensor) else None
+    if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
+        y, linearization = linearize(graph, x, tensors)
+        return y, linearization.pull({graph.seed: seeds_of(linearization, cotangent)})[0]
+    return _ValueAndVjp.apply(graph, wanted, cotangent if given is None else None, x, given, *tensors)
+
+
+def sqnorm(
+    graph: Graph,
+    tensors: list,
+    x: Tensor,
+    cotangents: Callable[[Linearization], Tensor] | None = None,
+    one_output: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """y and ``sum_k ||J^T c^k||^2`` of constant cotangents, by default of all units (``||J||_F^2``): ``[B]``.
+
+    With `one_output`, a seed with more than one element a sample is an error.
+    """
+    wanted = wanted_now(tensors)
+    if not (any(wanted) or differentiable(x)):
+        y, linearization = linearize(graph, x, tensors)
+        return y, _norms(linearization, cotangents, one_output, None)[0]
+    return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, x, *tensors)
+
+
+def sqnorm_or_estimate(
+    graph: Graph, tensors: list, x: Tensor, projections: int | None, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """y and ``||J||_F^2`` of the seed's Jacobian, exact or estimated by random projections: ``[B]``."""
+    if projections is None:
+        return sqnorm(graph, tensors, x)
+    if not isinstance(projections, int) or isinstance(projections, bool) or projections < 1:
+        raise ValueError(f"projections must be a positive integer or None, got {projections!r}")
+    y, norms = sqnorm(graph, tensors, x, random_units(projections, generator))
+    return y, norms * (y[0].numel() / projections if len(y) else 0)
+
+
+def closed_form(backward):
+    """Run a backward without recording it; what it returns raises when it is differentiated again."""
+
+    @wraps(backward)
+    def wrapper(ctx, *adjoints):
+        with torch.no_grad():
+            gradients = backward(ctx, *adjoints)
+        if not torch.is_grad_enabled():
+            return gradients
+        present = [g.detach().requires_grad_() for g in gradients if g is not None]
+        delayed = torch._C._functions.DelayedError(TWICE, len(present))(*present) if present else ()
+        delayed = iter(delayed if isinstance(delayed, tuple) else (delayed,))
+        return tuple(None if g is None else next(delayed) for g in gradients)
+
+    return wrapper
+
+
+class _ValueAndVjp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, graph, wanted, make_cotangent, x, cotangent, *tensors):
+        ctx.set_materialize_grads(False)
+        y, linearization = linearize(graph, x, tensors)
+        needs = graph.needs(wanted, x.requires_grad)
+        ctx.proportional = adjoints_are_cotangents(linearization) and make_cotangent is None and (
+            cotangent is None or len(cotangent) == 1
+        )
+        if ctx.proportional:
+            check_cotangent(cotangent, linearization)
+            seeds = contraction.unit_seeds(linearization, graph.seed)
+        else:
+            seeds = seeds_of(linearization, make_cotangent if cotangent is None else cotangent)
+        pulled, kept = linearization.pull({graph.seed: seeds}, keep=needs.meeting)
+        if pulled is None:
+            pulled = x.new_zeros(len(seeds), *x.shape)
+        g = pulled
+        if ctx.proportional and cotangent is not None:
+            g = pulled * per_sample(cotangent.reshape(-1), x)
+        arguments = (graph, wanted, make_cotangent, x, cotangent, *tensors)
+        save(ctx, arguments, linearization, kept, pulled if ctx.proportional else None, cotangent)
+        return y, g
+
+    @staticmethod
+    @closed_form
+    def backward(ctx, ybar, gbar):
+        linearization, kept, pulled, cotangent = restore(ctx)
+        graph = linearization.graph
+        x_wanted, cotangent_wanted, *wanted = requested(ctx, 3)
+        terms = Terms(graph, tuple(wanted), x_wanted)
+        xbar = cotangent_bar = None
+        adjoints = {} if ybar is None else {graph.output: ybar}
+        if gbar is None:
+            xbar = linearization.adjoint(adjoints, terms)
+        elif ctx.proportional:
+            scale = None if ybar is None else ybar.reshape(-1)  # [B]
+            tangent = gbar if cotangent is None else gbar * per_sample(cotangent.reshape(-1), gbar[0])
+            linearization.push({0: tangent}, cotangents=kept, terms=terms, scale=scale)
+            if x_wanted and scale is not None:
+                xbar = pulled[0] * per_sample(scale, pulled[0])
+            if cotangent_wanted:
+                cotangent_bar = (pulled * gbar).flatten(2).sum(2).view_as(cotangent)
+        else:
+            top = graph.seed if cotangent_wanted else None
+            cotangent_bar, _ = linearization.push({0: gbar}, top, cotangents=kept, terms=terms)
+            xbar = linearization.adjoint(adjoints, terms)
+        return None, None, None, xbar if x_wanted else None, cotangent_bar, *terms.totals
+
+
+class _ValueAndSqnorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, graph, wanted, cotangents, one_output, x, *tensors):
+        ctx.set_materialize_grads(False)
+        y, linearization = linearize(graph, x, tensors)
+        ctx.proportional = cotangents is None and adjoints_are_cotangents(linearization)
+        needs = graph.needs(wanted, x.requires_grad)
+        norms, ctx.plan, state = _norms(linearization, cotangents, one_output, needs.meeting)
+        save(ctx, (graph, wanted, cotangents, one_output, x, *tensors), linearization, state)
+        return y, norms
+
+    @staticmethod
+    @closed_form
+    def backward(ctx, ybar, weights):
+        linearization, state = restore(ctx)
+        graph, plan = linearization.graph, ctx.plan
+        x_wanted, *wanted = requested(ctx, 4)
+        terms = Terms(graph, tuple(wanted), x_wanted)
+        proportional = ctx.proportional and weights is not None and ybar is not None
+        if weights is not None:
+            scale = ybar.reshape(-1) if proportional else None
+            contraction.add_gradients(linearization, plan, state, weights, terms, scale)
+        adjoints = {} if ybar is None else {graph.output: ybar}
+        if proportional:
+            ((_, u, _),) = state[0]
+            adjoints = {plan.bottom: u[0] * per_sample(scale, u[0])}  # what is left below the push
+        xbar = linearization.adjoint(adjoints, terms)
+        return None, None, None, None, xbar if x_wanted else None, *terms.totals
+
+
+def _norms(linearization, cotangents, one_output, keep):
+    """Norms, plan and state of `contraction.squared_norm`."""
+    seed = linearization.graph.seed
+    outputs = planner.width(linearization, seed)
+    if one_output and outputs != 1:
+        shape = tuple(linearization.shapes[seed])
+        raise ValueError(f"model must return one output a sample, [B] or [B, 1], for this penalty; got {shape}")
+    if cotangents is not None:
+        seeds = cotangents(linearization)
+    else:
+        seeds = contraction.unit_seeds(linearization, seed) if outputs == 1 else None
+    plan = planner.plan(linearization, None if seeds is None else len(seeds))
+    norms, state = contraction.squared_norm(linearization, plan, seeds, keep)
+    return norms, plan, state
+
+
+def adjoints_are_cotangents(linearization: Linearization) -> bool:
+    """Whether each sample has one output, piecewise linear in that sample alone: adjoints are cotangents, scaled."""
+    graph, shapes = linearization.graph, linearization.shapes
+    B = shapes[0][0]
+    return (
+        graph.seed == graph.output
+        and graph.curvature_free
+        and not graph.couples_samples
+        and len(shapes[graph.seed]) > 0
+        and shapes[graph.seed].numel() == B
+        and all(shape[0] == B for node, shape in zip(graph.nodes, shapes, strict=True) if node and node.inputs)
+    )
+
+
+def seeds_of(linearization: Linearization, cotangent: Cotangent) -> Tensor:
+    """The cotangent stack ``[K, B, ...]`` of the seed."""
+    if callable(cotangent) and not isinstance(cotangent, Tensor):
+        return cotangent(linearization)
+    if cotangent is None:
+        shape = linearization.shapes[linearization.graph.seed]
+        return linearization.like.new_ones((1, 1, *shape[1:])).expand(1, *shape)
+    check_cotangent(cotangent, linearization)
+    return cotangent
+
+
+def random_units(n: int, generator: torch.Generator | None) -> Callable[[Linearization], Tensor]:
+    """What draws n random directions a sample, uniform on the unit sphere of its outputs: ``[n, B, ...]``."""
+
+    def draw(linearization: Linearization) -> Tensor:
+        shape, like = linearization.shapes[linearization.graph.seed], linearization.like
+        return unit(torch.randn(n, *shape, dtype=like.dtype, device=like.device, generator=generator))
+
+    return draw
+
+
+def unit(stack: Tensor) -> Tensor:
+    """Each member ``[...]`` of a stack ``[n, B, ...]`` divided by its norm; zero stays zero."""
+    norms = torch.linalg.vector_norm(stack.flatten(2) if stack.dim() > 2 else stack.unsqueeze(2), dim=2)
+    return stack / norms.clamp_min(torch.finfo(stack.dtype).tiny).view(*norms.shape, *(1,) * (stack.dim() - 2))
+
+
+def check_floating(tensor: Tensor, name: str) -> None:
+    """Raise unless the argument is a real floating-point tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must have a real floating-point dtype, got {tensor.dtype}")
+
+
+def check_cotangent(cotangent: Tensor | None, linearization: Linearization) -> None:
+    """Raise unless the cotangents ``[K, B, ...]`` fit the seed."""
+    shape = linearization.shapes[linearization.graph.seed]
+    if cotangent is not None and cotangent.shape[1:] != shape:
+        raise ValueError(f"cotangent must be shaped like the output {tuple(shape)}, got {tuple(cotangent.shape[1:])}")
+
+
+def differentiable(tensor: Tensor | None) -> bool:
+    """Whether anybody may ask for this tensor's gradient."""
+    return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
+
+
+def wanted_now(tensors: list) -> tuple[bool, ...]:
+    """For each tensor, whether anybody may ask for its gradient."""
+    return tuple(map(differentiable, tensors))
+
+
+def requested(ctx, first: int) -> list[bool]:
+    """For each argument from number `first` on, whether this very backward pass is asked for its gradient.
+
+    `needs_input_grad` alone says yes to every parameter, also under ``torch.autograd.grad(loss, x)``.
+    """
+    edges = iter(ctx.next_functions)
+    executes = [is_tensor and _executes(next(edges)[0]) for is_tensor in ctx.is_tensor]
+    return [needed and runs for needed, runs in zip(ctx.needs_input_grad, executes, strict=True)][first:]
+
+
+def _executes(node) -> bool:
+    if node is None:
+        return False
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # the leaf that autograd.grad was asked for, or no backward pass that could tell
+        return True
+
+
+def save(ctx, arguments: tuple, *state) -> None:
+    """Save nested tensors the way that autograd checks, offloads and frees."""
+    ctx.is_tensor = [isinstance(argument, Tensor) for argument in arguments]
+    tensors: list[Tensor] = []
+    ctx.state = _flatten(state, tensors, {})
+    ctx.save_for_backward(*tensors)
+
+
+def restore(ctx) -> tuple:
+    """What `save` was given."""
+    return _unflatten(ctx.state, ctx.saved_tensors)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Stands for a saved tensor."""
+
+    index: int
+
+
+def _flatten(item, tensors: list[Tensor], places: dict[int, _Place]):
+    if isinstance(item, Tensor):
+        if id(item) not in places:
+            places[id(item)] = _Place(len(tensors))
+            tensors.append(item)
+        return places[id(item)]
+    if type(item) in (tuple, list):
+        return type(item)(_flatten(member, tensors, places) for member in item)
+    if type(item) is dict:
+        return {key: _flatten(member, tensors, places) for key, member in item.items()}
+    if type(item) is Linearization:
+        nested = (_flatten(item.tensors, tensors, places), _flatten(item.saved, tensors, places))
+        return Linearization(item.graph, *nested, item.shapes, item.like)
+    return item
+
+
+def _unflatten(item, tensors: tuple[Tensor, ...]):
+    if type(item) is _Place:
+        return tensors[item.index]
+    if type(item) in (tuple, list):
+        return type(item)(_unflatten(member, tensors) for member in item)
+    if type(item) is dict:
+        return {key: _unflatten(member, tensors) for key, member in item.items()}
+    if type(item) is Linearization:
+        nested = (_unflatten(item.tensors, tensors), _unflatten(item.saved, tensors))
+        return Linearization(item.graph, *nested, item.shapes, item.like)
+    return item
+
+
+def _first(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    y, g = pair
+    return y, g[0]

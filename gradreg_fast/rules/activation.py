@@ -1,0 +1,190 @@
+r"""Elementwise activations: each gives phi, the product with phi' and the product with phi''.
+
+`bend` multiplies by ``phi''``. Where ``phi'' = r phi'`` with a ratio r that is cheap (tanh, sigmoid, softplus), it
+multiplies by r instead and meets the cotangent *below* the activation, ``phi' u``, which the layer below keeps anyway:
+the cotangent above is then never stored.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gradreg_fast.rules.base import Rule, dot_stacks
+
+aten = torch.ops.aten
+
+
+class Activation(Rule):
+    """``y = phi(z)``, elementwise; a subclass gives `evaluate`, `slope` and, unless piecewise linear, `bend`."""
+
+    curvature_free = False
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """``phi(z)`` and the tensors that `slope` and `bend` need."""
+        raise NotImplementedError
+
+    def slope(self, saved: tuple[Tensor, ...], v: Tensor) -> Tensor:
+        """``phi'(z) v`` for ``v`` of shape ``[B, ...]`` or ``[K, B, ...]``: a fresh tensor."""
+        raise NotImplementedError
+
+    def bend(self, saved: tuple[Tensor, ...], v: Tensor) -> Tensor:
+        """``phi''(z) v``, or ``(phi'' / phi') v`` if `meets_below`; may overwrite v, ``[B, ...]``."""
+        raise NotImplementedError
+
+    def forward(self, inputs, parameters, extras):
+        return self.evaluate(inputs[0])
+
+    def pull(self, saved, parameters, u):
+        return (self.slope(saved, u),)
+
+    def push(self, saved, parameters, xdots):
+        return self.slope(saved, xdots[0])
+
+    def curvature(self, saved, parameters, u, xdots, gradients):
+        if self.curvature_free:
+            return (None,)
+        cotangent = u[0] if self.meets_below else u
+        return (self.bend(saved, dot_stacks(cotangent, xdots[0])),)
+
+
+class ReLU(Activation):
+    """``max(z, 0)``; slope 0 at zero, as in PyTorch."""
+
+    curvature_free = True
+
+    def evaluate(self, z):
+        y = functional.relu(z)
+        return y, (y,)
+
+    def slope(self, saved, v):
+        return aten.threshold_backward(v, saved[0], 0)
+
+
+class LeakyReLU(Activation):
+    """``z`` above zero, ``negative_slope z`` elsewhere."""
+
+    curvature_free = True
+
+    def __init__(self, negative_slope: float = 0.01) -> None:
+        self.negative_slope = negative_slope
+
+    def evaluate(self, z):
+        y = functional.leaky_relu(z, self.negative_slope)
+        return y, (y if self.negative_slope >= 0 else z,)  # y keeps the sign of z, and is stored anyway
+
+    def slope(self, saved, v):
+        return aten.leaky_relu_backward(v, saved[0], self.negative_slope, self.negative_slope >= 0)
+
+
+class Tanh(Activation):
+    """``tanh(z)``: ``phi' = 1 - y^2``, ``phi'' / phi' = -2 y``."""
+
+    meets_below = True
+
+    def evaluate(self, z):
+        y = torch.tanh(z)
+        return y, (y,)
+
+    def slope(self, saved, v):
+        return aten.tanh_backward(v, saved[0])
+
+    def bend(self, saved, v):
+        return v.mul_(saved[0]).mul_(-2)
+
+
+class Sigmoid(Activation):
+    """``1 / (1 + exp(-z))``: ``phi' = y (1 - y)``, ``phi'' / phi' = 1 - 2 y``."""
+
+    meets_below = True
+
+    def evaluate(self, z):
+        y = torch.sigmoid(z)
+        return y, (y,)
+
+    def slope(self, saved, v):
+        return aten.sigmoid_backward(v, saved[0])
+
+    def bend(self, saved, v):
+        return torch.addcmul(v, saved[0], v, value=-2)
+
+
+class Softplus(Activation):
+    """``log(1 + exp(beta z)) / beta``, z itself above the threshold: ``phi' = s``, ``phi'' / phi' = beta (1 - s)``."""
+
+    meets_below = True
+
+    def __init__(self, beta: float = 1.0, threshold: float = 20.0) -> None:
+        self.beta = beta
+        self.threshold = threshold
+
+    def evaluate(self, z):
+        slope = aten.softplus_backward(z.new_ones(()).expand_as(z), z, self.beta, self.threshold)
+        return functional.softplus(z, self.beta, self.threshold), (slope,)
+
+    def slope(self, saved, v):
+        return saved[0] * v
+
+    def bend(self, saved, v):
+        v = torch.addcmul(v, saved[0], v, value=-1)
+        return v if self.beta == 1 else v.mul_(self.beta)
+
+
+class SiLU(Activation):
+    """``z s(z)``, s the logistic function: ``phi'' = s (1 - s) (2 + z (1 - 2 s))``."""
+
+    def evaluate(self, z):
+        return functional.silu(z), (z,)
+
+    def slope(self, saved, v):
+        return aten.silu_backward(v, saved[0])
+
+    def bend(self, saved, v):
+        (z,) = saved
+        s = torch.sigmoid(z)
+        return v.mul_(torch.addcmul(z, z, s, value=-2).add_(2)).mul_(torch.addcmul(s, s, s, value=-1))
+
+
+class GELU(Activation):
+    """``z Phi(z)``, Phi the normal distribution function (``none``) or its tanh approximation (``tanh``)."""
+
+    def __init__(self, approximate: str = "none") -> None:
+        self.approximate = approximate
+
+    def evaluate(self, z):
+        return functional.gelu(z, approximate=self.approximate), (z,)
+
+    def slope(self, saved, v):
+        return aten.gelu_backward(v, saved[0], approximate=self.approximate)
+
+    def bend(self, saved, v):
+        (z,) = saved
+        if self.approximate == "none":
+            density = torch.exp(z.square().mul_(-0.5)).mul_(1 / math.sqrt(2 * math.pi))
+            return v.mul_(density).mul_(2 - z.square())
+        root, cubic = math.sqrt(2 / math.pi), 0.044715
+        h1 = root * (1 + 3 * cubic * z.square())  # h = root (z + cubic z^3), phi = z (1 + tanh h) / 2
+        t = torch.tanh(root * (z + cubic * z**3))
+        t1 = (1 - t.square()) * h1
+        t2 = (1 - t.square()) * (6 * root * cubic * z - 2 * t * h1.square())
+        return v.mul_(t1 + 0.5 * z * t2)
+
+
+class Sine(Activation):
+    """``sin(frequency z)``, as in SIREN (Sitzmann et al. 2020, equation 1)."""
+
+    def __init__(self, frequency: float = 1.0) -> None:
+        self.frequency = frequency
+
+    def evaluate(self, z):
+        angle = z if self.frequency == 1 else self.frequency * z
+        y = torch.sin(angle)
+        slope = torch.cos(angle)
+        return y, (y, slope if self.frequency == 1 else slope.mul_(self.frequency))
+
+    def slope(self, saved, v):
+        return saved[1] * v
+
+    def bend(self, saved, v):
+        return v.mul_(saved[0]).mul_(-(self.frequency**2))

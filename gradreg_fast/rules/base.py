@@ -1,0 +1,143 @@
+"""What a rule is: one operation's whole calculus, in five functions.
+
+Index glossary, used by every rule: ``B`` samples in the batch, ``K`` stacked cotangents or tangents, ``...`` the
+remaining dimensions of the value. Values, and the adjoints ``d`` of values, are ``[B, ...]``. Cotangents ``u`` (the
+adjoints of tangents) and tangents ``xdot`` are *stacks*, ``[K, B, ...]``, also when ``K = 1``. A stack that is the same
+for every sample has stride 0 along ``B``: products then work on ``K`` rows instead of ``K * B`` (see `shared_rows`).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Saved = tuple
+"""What a rule keeps of its forward: tensors and plain Python values."""
+
+
+class NodeGradients:
+    """Where a node adds its parameters' gradients: sums that several terms, nodes and chunks share."""
+
+    def __init__(self, totals: list[Tensor | None], slots: Sequence[int | None], wanted: Sequence[bool]) -> None:
+        self._totals = totals
+        self._slots = slots
+        self._wanted = wanted
+
+    def wants(self, position: int) -> bool:
+        """Whether anybody asked for the gradient of the node's parameter number `position`."""
+        slot = self._slots[position]
+        return slot is not None and self._wanted[slot]
+
+    def add(self, position: int, gradient: Callable[[], Tensor]) -> None:
+        """Add `gradient()` to the parameter's sum, computing it only if it is wanted."""
+        if self.wants(position):
+            slot = self._slots[position]
+            total = self._totals[slot]
+            self._totals[slot] = gradient() if total is None else total.add_(gradient())
+
+    def add_product(self, position: int, left: Tensor, right: Tensor) -> None:
+        """Add ``left^T right`` of two matrices with as many rows, accumulating inside the product."""
+        if self.wants(position):
+            slot = self._slots[position]
+            total = self._totals[slot]
+            self._totals[slot] = left.t().mm(right) if total is None else total.addmm_(left.t(), right)
+
+
+class Rule:
+    """One operation ``y = n(x_1, ..., x_m; parameters)``; subclasses hold its settings and its calculus.
+
+    Attributes:
+        curvature_free: ``<u, J(x) xdot>`` does not depend on ``x`` (linear and piecewise linear operations).
+        couples_samples: a sample's output depends on other samples (batch statistics, concatenation of batches).
+        meets_below: `curvature` takes the cotangents of the inputs (what `pull` returned) instead of the output's.
+    """
+
+    curvature_free = True
+    couples_samples = False
+    meets_below = False
+
+    def forward(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor | None], extras: Sequence) -> tuple:
+        """``y = n(x)``; returns ``(y, saved)``."""
+        raise NotImplementedError
+
+    def pull(self, saved: Saved, parameters: Sequence[Tensor | None], u: Tensor) -> tuple[Tensor, ...]:
+        """``u_x = J^T u``, a stack for each input."""
+        raise NotImplementedError
+
+    def push(self, saved: Saved, parameters: Sequence[Tensor | None], xdots: Sequence[Tensor]) -> Tensor:
+        """``ydot = J xdot``."""
+        raise NotImplementedError
+
+    def curvature(
+        self,
+        saved: Saved,
+        parameters: Sequence[Tensor | None],
+        u: Tensor | tuple[Tensor, ...],
+        xdots: Sequence[Tensor],
+        gradients: NodeGradients,
+    ) -> tuple[Tensor | None, ...]:
+        """Gradient of ``sum_k <u^k, J(x; parameters) xdot^k>``: a fresh tensor (or None) for each input.
+
+        The parameters' share is added to `gradients`.
+        """
+        return (None,) * len(xdots)
+
+    def gradient(
+        self, saved: Saved, parameters: Sequence[Tensor | None], d: Tensor, gradients: NodeGradients
+    ) -> None:
+        """Add the parameters' gradients of ``<d, n(x; parameters)>`` to `gradients`."""
+
+    def adjoint(
+        self, saved: Saved, parameters: Sequence[Tensor | None], d: Tensor, second: Sequence[Tensor | None]
+    ) -> tuple[Tensor, ...]:
+        """``d_x = J^T d + second``, where `second` is what `curvature` returned; overwrites `second`."""
+        pulled = self.pull(saved, parameters, d.unsqueeze(0))
+        return tuple(
+            p.squeeze(0) if s is None else s.add_(p.squeeze(0)) for p, s in zip(pulled, second, strict=True)
+        )
+
+    def proportional(
+        self,
+        saved: Saved,
+        parameters: Sequence[Tensor | None],
+        u: Tensor,
+        xdots: Sequence[Tensor],
+        scale: Tensor,
+        gradients: NodeGradients,
+    ) -> None:
+        """`curvature` and `gradient` together where ``d = scale u``: one output a sample, piecewise linear network.
+
+        Args:
+            scale: ``[B]``, the adjoint of each sample's only output.
+        """
+        self.curvature(saved, parameters, u, xdots, gradients)
+        self.gradient(saved, parameters, per_sample(scale, u[0]) * u[0], gradients)
+
+    def flops(self, parameters: Sequence[Tensor | None], shape: torch.Size) -> int:
+        """Operations of this node's product for one batch whose output has this shape; 0 if it has none."""
+        return 0
+
+
+def per_sample(scale: Tensor, like: Tensor) -> Tensor:
+    """Shape ``[B]`` so that it multiplies ``like [B, ...]`` sample by sample."""
+    return scale.view(-1, *(1,) * (like.dim() - 1))
+
+
+def shared_rows(stack: Tensor) -> bool:
+    """Whether a stack ``[K, B, ...]`` holds the same rows for every sample (an expanded stack of unit seeds)."""
+    return stack.shape[1] > 1 and stack.stride(1) == 0
+
+
+def map_rows(function: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
+    """Apply a function of ``[rows, ...]`` to a stack ``[K, B, ...]``, once per cotangent where samples share it."""
+    K, B = stack.shape[:2]
+    if shared_rows(stack):
+        rows = function(stack[:, 0])  # [K, ...]
+        return rows.unsqueeze(1).expand(K, B, *rows.shape[1:])
+    rows = function(stack.flatten(0, 1))  # [K * B, ...]
+    return rows.view(K, B, *rows.shape[1:]) if rows.is_contiguous() else rows.unflatten(0, (K, B))
+
+
+def dot_stacks(u: Tensor, xdot: Tensor) -> Tensor:
+    """``sum_k u^k xdot^k``, elementwise: a fresh tensor ``[B, ...]``."""
+    return u[0] * xdot[0] if len(u) == 1 else (u * xdot).sum(0)

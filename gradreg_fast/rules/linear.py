@@ -1,0 +1,47 @@
+"""Fully connected layers: ``y = x W^T + b``, linear in x."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from gradreg_fast.rules.base import Rule, map_rows, per_sample, shared_rows
+
+
+class Linear(Rule):
+    """``y = x W^T + b`` over the last dimension; parameters ``W [n, d]`` and ``b [n]`` or None."""
+
+    def forward(self, inputs, parameters, extras):
+        (x,) = inputs
+        weight, bias = parameters
+        return functional.linear(x, weight, bias), (x,)
+
+    def pull(self, saved, parameters, u):
+        return (map_rows(lambda rows: rows.matmul(parameters[0]), u),)
+
+    def push(self, saved, parameters, xdots):
+        return map_rows(lambda rows: functional.linear(rows, parameters[0]), xdots[0])
+
+    def curvature(self, saved, parameters, u, xdots, gradients):
+        add_stacked_product(gradients, u, xdots[0])
+        return (None,)
+
+    def gradient(self, saved, parameters, d, gradients):
+        (x,) = saved
+        gradients.add_product(0, d.flatten(0, -2), x.flatten(0, -2))
+        gradients.add(1, lambda: d.flatten(0, -2).sum(0))
+
+    def proportional(self, saved, parameters, u, xdots, scale, gradients):
+        (x,) = saved
+        add_stacked_product(gradients, u, (xdots[0][0].addcmul(per_sample(scale, x), x)).unsqueeze(0))
+        gradients.add(1, lambda: (per_sample(scale, u[0]) * u[0]).flatten(0, -2).sum(0))
+
+    def flops(self, parameters, shape):
+        return 2 * shape.numel() * parameters[0].shape[1]
+
+
+def add_stacked_product(gradients, u: Tensor, xdot: Tensor) -> None:
+    """Add ``sum_k u^k (x) xdot^k`` to the weight's gradient; rows that samples share are multiplied once."""
+    if not gradients.wants(0):
+        return
+    if shared_rows(u) and u.dim() == 3:
+        u, xdot = u[:, :1], xdot.sum(1, keepdim=True)
+    gradients.add_product(0, u.flatten(0, -2), xdot.flatten(0, -2))

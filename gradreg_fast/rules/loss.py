@@ -1,0 +1,143 @@
+"""Loss heads, one loss per sample, and the softmax: nodes like any other, placed on top of a network.
+
+They couple a sample's outputs only, and are small next to the network: plain PyTorch lines on ``y [B, C, ...]``. The
+target is the node's only parameter and gets no gradient.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gradreg_fast.rules.base import Rule, dot_stacks
+
+
+class CrossEntropy(Rule):
+    """Mean over a sample's positions of ``-sum_c t_c log softmax(y)_c``; classes in dimension 1.
+
+    The target holds class indices ``[B, ...]`` (negative: the position counts nothing) or probabilities shaped as y.
+    """
+
+    curvature_free = False
+
+    def forward(self, inputs, parameters, extras):
+        (y,) = inputs
+        t = class_weights(parameters[0], y)
+        logarithms = torch.log_softmax(y, 1)
+        positions = y[0, 0].numel() if len(y) else 1
+        losses = (t * logarithms).flatten(1).sum(1).div(-positions)  # [B]
+        total = t.sum(1, keepdim=True)
+        return losses, (logarithms.exp(), t, total, positions)
+
+    def pull(self, saved, parameters, u):
+        p, t, total, positions = saved
+        return (seed(u, p) * ((total * p - t) / positions),)
+
+    def push(self, saved, parameters, xdots):
+        p, t, total, positions = saved
+        return (xdots[0] * ((total * p - t) / positions)).flatten(2).sum(2)
+
+    def curvature(self, saved, parameters, u, xdots, gradients):
+        p, _, total, positions = saved
+        (v,) = xdots
+        centred = v - (p * v).sum(2, keepdim=True)  # [K, B, C, ...]
+        return ((seed(u, p) * (total * p / positions) * centred).sum(0),)
+
+
+class MeanSquaredError(Rule):
+    """Mean over a sample's outputs of ``(y - target)^2``."""
+
+    curvature_free = False
+
+    def forward(self, inputs, parameters, extras):
+        difference = inputs[0] - same_shape(parameters[0], inputs[0])
+        return difference.square().flatten(1).mean(1) if difference.dim() > 1 else difference.square(), (difference,)
+
+    def pull(self, saved, parameters, u):
+        (difference,) = saved
+        return (seed(u, difference) * (difference * (2 / outputs(difference))),)
+
+    def push(self, saved, parameters, xdots):
+        (difference,) = saved
+        return sum_outputs(xdots[0] * (difference * (2 / outputs(difference))))
+
+    def curvature(self, saved, parameters, u, xdots, gradients):
+        (difference,) = saved
+        return (dot_stacks(seed(u, difference), xdots[0]).mul_(2 / outputs(difference)),)
+
+
+class BinaryCrossEntropy(Rule):
+    """Mean over a sample's outputs of the logistic loss of logits y with targets in [0, 1]."""
+
+    curvature_free = False
+
+    def forward(self, inputs, parameters, extras):
+        (y,) = inputs
+        target = same_shape(parameters[0], y)
+        losses = functional.binary_cross_entropy_with_logits(y, target, reduction="none")
+        return losses.flatten(1).mean(1) if y.dim() > 1 else losses, (torch.sigmoid(y), target)
+
+    def pull(self, saved, parameters, u):
+        p, target = saved
+        return (seed(u, p) * ((p - target) / outputs(p)),)
+
+    def push(self, saved, parameters, xdots):
+        p, target = saved
+        return sum_outputs(xdots[0] * ((p - target) / outputs(p)))
+
+    def curvature(self, saved, parameters, u, xdots, gradients):
+        p, _ = saved
+        return (dot_stacks(seed(u, p), xdots[0]).mul_(p * (1 - p) / outputs(p)),)
+
+
+class Softmax(Rule):
+    """``p = softmax(y)`` over dimension 1 of ``[B, C, ...]``: ``J = diag(p) - p p^T``, symmetric."""
+
+    curvature_free = False
+
+    def forward(self, inputs, parameters, extras):
+        p = torch.softmax(inputs[0], 1)
+        return p, (p,)
+
+    def pull(self, saved, parameters, u):
+        (p,) = saved
+        return (p * (u - (p * u).sum(2, keepdim=True)),)
+
+    def push(self, saved, parameters, xdots):
+        return self.pull(saved, parameters, xdots[0])[0]
+
+    def curvature(self, saved, parameters, u, xdots, gradients):
+        (p,) = saved
+        (v,) = xdots
+        # <u, J v> is the covariance of u and v under p; its derivative is p times the centred product, centred again
+        product = (u - (p * u).sum(2, keepdim=True)) * (v - (p * v).sum(2, keepdim=True))
+        product = product.sum(0)  # [B, C, ...]
+        return (p * (product - (p * product).sum(1, keepdim=True)),)
+
+
+def class_weights(target: Tensor, y: Tensor) -> Tensor:
+    """The target as weights of the classes, ``[B, C, ...]`` like y."""
+    if target.shape == y.shape and target.is_floating_point():
+        return target.to(y.dtype)
+    weights = torch.zeros_like(y)
+    index = target.unsqueeze(1)  # [B, 1, ...]
+    return weights.scatter_(1, index.clamp_min(0), (index >= 0).to(y.dtype))
+
+
+def same_shape(target: Tensor, y: Tensor) -> Tensor:
+    """The target in y's shape: one output per sample may be ``[B]`` or ``[B, 1]``."""
+    return target.to(y.dtype).view_as(y)
+
+
+def outputs(y: Tensor) -> int:
+    """How many outputs a sample has."""
+    return y[0].numel() if len(y) else 1
+
+
+def seed(u: Tensor, y: Tensor) -> Tensor:
+    """Cotangents ``[K, B]`` of the losses, shaped to multiply ``y [B, ...]``."""
+    return u[(...,) + (None,) * (y.dim() - 1)]
+
+
+def sum_outputs(stack: Tensor) -> Tensor:
+    """``[K, B, ...]`` summed to ``[K, B]``."""
+    return stack.flatten(2).sum(2) if stack.dim() > 2 else stack
