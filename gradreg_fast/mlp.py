@@ -1,0 +1,114 @@
+"""Runs of nodes that one compiled operation serves: today a network that is wholly fully connected.
+
+The five functions of a rule are too fine for such kernels, which carry a tile of rows through two sweeps at once; so a
+fused network takes the place of the engine's sweeps, and the graph that it was made of is its reference in PyTorch
+lines: same question, same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradreg_fast import backend
+from gradreg_fast.graph import Graph
+from gradreg_fast.rules import activation
+from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.linear import Linear
+
+KINDS: dict[type[Rule], tuple[int, Callable[[Rule], tuple[float, float]]]] = {
+    activation.ReLU: (1, lambda rule: (0.0, 0.0)),
+    activation.LeakyReLU: (2, lambda rule: (rule.negative_slope, 0.0)),
+    activation.Softplus: (3, lambda rule: (rule.beta, rule.threshold)),
+    activation.Tanh: (4, lambda rule: (0.0, 0.0)),
+    activation.Sigmoid: (5, lambda rule: (0.0, 0.0)),
+    activation.SiLU: (6, lambda rule: (0.0, 0.0)),
+    activation.GELU: (8, lambda rule: (0.0, 0.0)),
+    activation.Sine: (9, lambda rule: (rule.frequency, 0.0)),
+}
+"""An activation's number in csrc/common/activation.h and its settings; 0 is the identity, 7 the GELU that is exact."""
+
+MAX_DEPTH = 64  # as in csrc/cpu/mlp.h
+
+# The widest layer where the kernels beat BLAS and separate passes, by dtype: measured, see `benchmarks/results`.
+CROSSOVER = {torch.float32: 256, torch.float64: 64}
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """A network of fully connected layers, each with an activation or none.
+
+    Attributes:
+        weights: slots of the layers' weights.
+        biases: slots of their biases; None for none.
+        kinds: numbers of their activations.
+        settings: two numbers a layer.
+        curvature_free: piecewise linear.
+    """
+
+    weights: tuple[int, ...]
+    biases: tuple[int | None, ...]
+    kinds: tuple[int, ...]
+    settings: tuple[float, ...]
+    curvature_free: bool
+
+
+def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp | None:
+    """The network as kernels take it, if one serves this graph at this input and the backend's choice allows it."""
+    mlp = mlp_of(graph)
+    if mlp is None or x.device.type != "cpu" or x.dim() != 2 or x.dtype not in CROSSOVER:
+        return None
+    matrices = [tensors[slot] for slot in mlp.weights]
+    if any(weight.dtype != x.dtype for weight in matrices) or x.shape[1] != matrices[0].shape[1]:
+        return None  # the PyTorch lines say what is wrong
+    if any(type(tensor) is not torch.nn.Parameter and type(tensor) is not Tensor for tensor in (x, *matrices)):
+        return None
+    choice = backend.current()
+    if choice == "torch" or (choice == "auto" and widest(matrices) > CROSSOVER[x.dtype]):
+        return None
+    return mlp if backend.available() else None
+
+
+def widest(matrices: Sequence[Tensor]) -> int:
+    """The largest width of any layer, input included."""
+    return max(max(weight.shape) for weight in matrices)
+
+
+def mlp_of(graph: Graph) -> Mlp | None:
+    """The network if it is wholly fully connected; found once a graph."""
+    if "mlp" not in graph.plans:
+        graph.plans["mlp"] = _find_mlp(graph)
+    return graph.plans["mlp"]
+
+
+def _find_mlp(graph: Graph) -> Mlp | None:
+    weights, biases, kinds, settings = [], [], [], []
+    activated = True
+    for i, node in enumerate(graph.nodes):
+        if node is None:
+            continue
+        if node.inputs != (i - 1,) or node.extras or node.updated:
+            return None
+        if type(node.rule) is Linear:
+            weights.append(node.slots[0])
+            biases.append(node.slots[1])
+            kinds.append(0)
+            settings += [0.0, 0.0]
+            activated = False
+        elif type(node.rule) in KINDS and not activated:
+            kind, settings_of = KINDS[type(node.rule)]
+            exact = type(node.rule) is activation.GELU and node.rule.approximate == "none"
+            kinds[-1] = kind - exact
+            settings[-2:] = map(float, settings_of(node.rule))
+            activated = True
+        else:
+            return None
+    slots = [slot for slot in (*weights, *biases) if slot is not None]
+    once = len(set(slots)) == len(slots)
+    ends = graph.seed == graph.output == len(graph.nodes) - 1
+    if not (ends and once and 0 < len(weights) <= MAX_DEPTH):
+        return None
+    return Mlp(tuple(weights), tuple(biases), tuple(kinds), tuple(settings), graph.curvature_free)
