@@ -57,6 +57,8 @@ def add_gradients(
 def unit_seeds(linearization: Linearization, value: int) -> Tensor:
     """A unit stack for each element of a value: ``[n, B, ...]``, shared by the samples."""
     shape, n = linearization.shapes[value], width(linearization, value)
+    if n == 1:
+        return linearization.like.new_ones(1, 1, *shape[1:]).expand(1, *shape)
     eye = torch.eye(n, dtype=linearization.like.dtype, device=linearization.like.device)
     return eye.view(n, 1, *shape[1:]).expand(n, *shape)
 
@@ -67,10 +69,11 @@ def unit_seeds(linearization: Linearization, value: int) -> Tensor:
 def _stack(linearization, plan, seeds, keep):
     below = bottom_metric(linearization, plan)
     norms, chunks = 0, []
+    single = accumulation_dtype(linearization)
     for chunk in seeds.split(chunk_size(linearization, plan.bottom) or len(seeds)):
         u, kept = linearization.pull({plan.cut: chunk}, plan.bottom, keep=keep)
         measured = below(u)
-        norms = norms + (u * measured).flatten(2).sum((0, 2))
+        norms = norms + (u * measured).flatten(2).sum((0, 2), dtype=single)
         if keep is not None:
             chunks.append((kept, u, measured))
     return norms.clamp_min(0), (chunks,)
@@ -79,10 +82,17 @@ def _stack(linearization, plan, seeds, keep):
 def _stack_gradients(linearization, plan, state, weights, terms, scale):
     (chunks,) = state
     for kept, u, measured in chunks:
-        tangent = measured * per_sample(2 * weights, measured[0])
+        factor = (2 * weights).to(u.dtype)
+        tangent = measured * per_sample(factor, measured[0])
         if plan.bottom:
-            add_gram_gradient(linearization, plan.bottom, terms, u, u * per_sample(2 * weights, u[0]), transposed=False)
+            add_gram_gradient(linearization, plan.bottom, terms, u, u * per_sample(factor, u[0]), transposed=False)
         linearization.push({plan.bottom: tangent}, cotangents=kept, terms=terms, scale=scale)
+
+
+def accumulation_dtype(linearization: Linearization) -> torch.dtype:
+    """Norms of half-precision gradients are summed, and returned, in float32."""
+    dtype = linearization.like.dtype
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 # A cut in the middle: J = U V, <U^T U, V V^T>.
@@ -95,12 +105,13 @@ def _contract(linearization, plan, keep):
     w, kept_above = linearization.push({plan.cut: seeds}, plan.top, keep=keep)
     v_measured, w_measured = below(v), above(w)
     V, U = inner_products(v, v_measured), inner_products(w, w_measured)  # V V^T and U^T U, [B, n, n]
-    return (U * V).sum((1, 2)).clamp_min(0), (kept_below, kept_above, v, w, v_measured, w_measured, U, V)
+    norms = (U * V).sum((1, 2), dtype=accumulation_dtype(linearization))
+    return norms.clamp_min(0), (kept_below, kept_above, v, w, v_measured, w_measured, U, V)
 
 
 def _contract_gradients(linearization, plan, state, weights, terms):
     kept_below, kept_above, v, w, v_measured, w_measured, U, V = state
-    factor = (2 * weights).view(-1, 1, 1)
+    factor = (2 * weights).to(U.dtype).view(-1, 1, 1)
     U, V = U * factor, V * factor
     if plan.bottom:
         add_gram_gradient(linearization, plan.bottom, terms, v, mix(U, v), transposed=False)
@@ -179,12 +190,12 @@ def _closed_form_gradients(linearization, plan, state, weights, terms):
     slope, product, below, above = state
     graph = linearization.graph
     first, last = weight_of(linearization, plan.bottom), weight_of(linearization, graph.seed)
-    activation, saved = graph.nodes[plan.top].rule, linearization.saved[plan.top]
+    activation = graph.nodes[plan.top].rule
     below_gradients, above_gradients = terms.of(graph.nodes[plan.bottom]), terms.of(graph.nodes[graph.seed])
     if below_gradients.wants(0) or above_gradients.wants(0):
         M = (slope * (2 * weights).unsqueeze(1)).t() @ slope  # [n, n]
         below_gradients.add(0, lambda: (M * above) @ first)
         above_gradients.add(0, lambda: last @ (M * below))
     if terms.needs.meeting[plan.top] and not activation.curvature_free:
-        v = product * (2 * weights).unsqueeze(1)
-        terms.add_second(plan.top, (activation.bend(saved, v.mul_(slope) if activation.meets_below else v),))
+        w = product * (2 * weights).unsqueeze(1)
+        terms.add_second(plan.top, (w.mul_(slope) if activation.meets_below else w,))

@@ -450,9 +450,8 @@ def _one_output_sqnorm(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def safe_sqrt(norms: Tensor) -> Tensor:
-    """Square root with derivative zero at zero, as PyTorch's norms have it."""
-    positive = norms > 0
-    return torch.where(positive, norms.where(positive, 1.0).sqrt(), 0.0)
+    """Square root with derivative zero at zero, as PyTorch's norms have it (its value there is 1e-19, in float32)."""
+    return norms.clamp_min(torch.finfo(norms.dtype).tiny).sqrt()
 
 
 def reduced(values: Tensor, reduction: str) -> Tensor:

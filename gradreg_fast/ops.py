@@ -7,7 +7,6 @@ that a penalty on input gradients is an ordinary first-order operation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import wraps
 
 import torch
@@ -348,37 +347,42 @@ def restore(ctx) -> tuple:
     return _unflatten(ctx.state, ctx.saved_tensors)
 
 
-@dataclass(frozen=True)
 class _Place:
     """Stands for a saved tensor."""
 
-    index: int
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
 
 
 def _flatten(item, tensors: list[Tensor], places: dict[int, _Place]):
+    kind = type(item)
     if isinstance(item, Tensor):
-        if id(item) not in places:
-            places[id(item)] = _Place(len(tensors))
+        place = places.get(id(item))
+        if place is None:
+            place = places[id(item)] = _Place(len(tensors))
             tensors.append(item)
-        return places[id(item)]
-    if type(item) in (tuple, list):
-        return type(item)(_flatten(member, tensors, places) for member in item)
-    if type(item) is dict:
+        return place
+    if kind is tuple or kind is list:
+        return kind([_flatten(member, tensors, places) for member in item])
+    if kind is dict:
         return {key: _flatten(member, tensors, places) for key, member in item.items()}
-    if type(item) is Linearization:
+    if kind is Linearization:
         nested = (_flatten(item.tensors, tensors, places), _flatten(item.saved, tensors, places))
         return Linearization(item.graph, *nested, item.shapes, item.like)
     return item
 
 
 def _unflatten(item, tensors: tuple[Tensor, ...]):
-    if type(item) is _Place:
+    kind = type(item)
+    if kind is _Place:
         return tensors[item.index]
-    if type(item) in (tuple, list):
-        return type(item)(_unflatten(member, tensors) for member in item)
-    if type(item) is dict:
+    if kind is tuple or kind is list:
+        return kind([_unflatten(member, tensors) for member in item])
+    if kind is dict:
         return {key: _unflatten(member, tensors) for key, member in item.items()}
-    if type(item) is Linearization:
+    if kind is Linearization:
         nested = (_unflatten(item.tensors, tensors), _unflatten(item.saved, tensors))
         return Linearization(item.graph, *nested, item.shapes, item.like)
     return item
