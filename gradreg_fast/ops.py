@@ -102,7 +102,8 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
     given = cotangent if isinstance(cotangent, Tensor) else None
     if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
         y, linearization = linearize(graph, x, tensors)
-        return y, linearization.pull({graph.seed: seeds_of(linearization, cotangent)})[0]
+        g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
+        return laid_out_like(y, x), laid_out_like(x.new_zeros(1, *x.shape) if g is None else g, x)
     return _ValueAndVjp.apply(graph, wanted, cotangent if given is None else None, x, given, *tensors)
 
 
@@ -120,7 +121,7 @@ def sqnorm(
     wanted = wanted_now(tensors)
     if not (any(wanted) or differentiable(x)):
         y, linearization = linearize(graph, x, tensors)
-        return y, _norms(linearization, cotangents, one_output, None)[0]
+        return laid_out_like(y, x), _norms(linearization, cotangents, one_output, None)[0]
     return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, x, *tensors)
 
 
@@ -173,9 +174,10 @@ class _ValueAndVjp(torch.autograd.Function):
         g = pulled
         if ctx.proportional and cotangent is not None:
             g = pulled * per_sample(cotangent.reshape(-1), x)
+        g = laid_out_like(g, x)
         arguments = (graph, wanted, make_cotangent, x, cotangent, *tensors)
         save(ctx, arguments, linearization, kept, pulled if ctx.proportional else None, cotangent)
-        return y, g
+        return laid_out_like(y, x), g
 
     @staticmethod
     @closed_form
@@ -212,7 +214,7 @@ class _ValueAndSqnorm(torch.autograd.Function):
         needs = graph.needs(wanted, x.requires_grad)
         norms, ctx.plan, state = _norms(linearization, cotangents, one_output, needs.meeting)
         save(ctx, (graph, wanted, cotangents, one_output, x, *tensors), linearization, state)
-        return y, norms
+        return laid_out_like(y, x), norms
 
     @staticmethod
     @closed_form
@@ -282,6 +284,11 @@ def random_units(n: int, generator: torch.Generator | None) -> Callable[[Lineari
         return unit(torch.randn(n, *shape, dtype=like.dtype, device=like.device, generator=generator))
 
     return draw
+
+
+def laid_out_like(result: Tensor, x: Tensor) -> Tensor:
+    """The result contiguous where x is: the rules choose their own layouts inside."""
+    return result.contiguous() if x.is_contiguous() else result
 
 
 def unit(stack: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ def map_rows(function: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
         rows = function(stack[:, 0])  # [K, ...]
         return rows.unsqueeze(1).expand(K, B, *rows.shape[1:])
     rows = function(stack.flatten(0, 1))  # [K * B, ...]
-    return rows.view(K, B, *rows.shape[1:]) if rows.is_contiguous() else rows.unflatten(0, (K, B))
+    return rows.unflatten(0, (K, B))
 
 
 def dot_stacks(u: Tensor, xdot: Tensor) -> Tensor:
