@@ -78,13 +78,18 @@ class Applied(nn.Module):
         return self.last(y + h if self.again else y)
 
 
-@pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
-def test_modules(make):
-    assert not is_opaque(nn.Sequential(nn.Linear(5, 5), make()))
-    assert_layer(make, (5,))
+OUT_OF_PLACE = {name: make for name, make in MODULES.items() if "in place" not in name}
 
 
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_modules(make, outputs):
+    model = nn.Sequential(nn.Linear(5, 7), make(), nn.Linear(7, 5), make(), nn.Linear(5, outputs))
+    assert not is_opaque(model)
+    assert_primitives(model, torch.randn(4, 5))
+
+
+@pytest.mark.parametrize("make", OUT_OF_PLACE.values(), ids=OUT_OF_PLACE)
 def test_modules_on_images(make):
     assert_layer(make, (3, 5, 1), size=2)
 
