@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -81,11 +81,12 @@ def _stack(linearization, plan, seeds, keep):
 
 def _stack_gradients(linearization, plan, state, weights, terms, scale):
     (chunks,) = state
-    for kept, u, measured in chunks:
-        factor = (2 * weights).to(u.dtype)
+    factor = (2 * weights).to(linearization.like.dtype)
+    if plan.bottom:
+        pairs = ((u * per_sample(factor, u[0]), u) for _, u, _ in chunks)
+        add_gram_gradient(linearization, plan.bottom, terms, pairs, transposed=False)
+    for kept, _, measured in chunks:
         tangent = measured * per_sample(factor, measured[0])
-        if plan.bottom:
-            add_gram_gradient(linearization, plan.bottom, terms, u, u * per_sample(factor, u[0]), transposed=False)
         linearization.push({plan.bottom: tangent}, cotangents=kept, terms=terms, scale=scale)
 
 
@@ -114,9 +115,9 @@ def _contract_gradients(linearization, plan, state, weights, terms):
     factor = (2 * weights).to(U.dtype).view(-1, 1, 1)
     U, V = U * factor, V * factor
     if plan.bottom:
-        add_gram_gradient(linearization, plan.bottom, terms, v, mix(U, v), transposed=False)
+        add_gram_gradient(linearization, plan.bottom, terms, [(mix(U, v), v)], transposed=False)
     if plan.top != linearization.graph.seed:
-        add_gram_gradient(linearization, linearization.graph.seed, terms, w, mix(V, w), transposed=True)
+        add_gram_gradient(linearization, linearization.graph.seed, terms, [(mix(V, w), w)], transposed=True)
     if plan.cut != plan.bottom:
         linearization.push({plan.bottom: mix(U, v_measured)}, cotangents=kept_below, terms=terms)
     if plan.cut != plan.top:
@@ -159,14 +160,21 @@ def _identity(stack: Tensor) -> Tensor:
 
 
 def add_gram_gradient(
-    linearization: Linearization, i: int, terms: Terms, stack: Tensor, weighted: Tensor, *, transposed: bool
+    linearization: Linearization, i: int, terms: Terms, pairs: Iterable[tuple[Tensor, Tensor]], *, transposed: bool
 ) -> None:
-    """Add the gradient of ``1/2 <weighted, stack G>`` for ``G = W W^T`` (or ``W^T W``, transposed) of node i."""
+    """Add the gradient of ``1/2 sum <weighted, stack G>`` for ``G = W W^T`` (or ``W^T W``, transposed) of node i.
+
+    The sum is over pairs ``(weighted, stack)`` for which ``weighted^T stack`` is symmetric.
+    """
     gradients = terms.of(linearization.graph.nodes[i])
-    if gradients.wants(0):
-        weight = weight_of(linearization, i)
-        M = weighted.flatten(0, -2).t() @ stack.flatten(0, -2)  # symmetric: the weights of i and j are
-        gradients.add(0, lambda: weight @ M if transposed else M @ weight)
+    if not gradients.wants(0):
+        return
+    M = None
+    for weighted, stack in pairs:
+        rows, columns = weighted.flatten(0, -2).t(), stack.flatten(0, -2)
+        M = rows @ columns if M is None else M.addmm_(rows, columns)
+    weight = weight_of(linearization, i)
+    gradients.add(0, lambda: weight @ M if transposed else M @ weight)
 
 
 def weight_of(linearization: Linearization, i: int) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
+from gradreg_fast.fuse import fuse
 from gradreg_fast.graph import Graph, Node, PlainValue, Slot, slot_of, whole_model
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.rules.registry import FUNCTIONS, MODULES, Call, Parameter, Plain, Value, collect, fill
@@ -45,7 +46,7 @@ def convert(model: nn.Module) -> Graph:
             return opaque_model(model, "its forward makes tensors")
         if _random_states() != randomness:
             return opaque_model(model, "its forward draws random numbers")
-        return _Converter(model).convert(traced)
+        return fuse(_Converter(model).convert(traced))
     except _Unsupported as error:
         return opaque_model(model, str(error))
     except Exception as error:  # whatever a user's forward does with symbols; autograd will show real errors
