@@ -48,8 +48,8 @@ class Permute(Rule):
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
         y = self.function(x, *extras)
-        order = self.function(torch.empty([1] * x.dim()).as_strided([1] * x.dim(), range(x.dim())), *extras).stride()
-        return y, (order, x.shape)
+        named = torch.empty(1).as_strided([1] * x.dim(), list(range(x.dim())))  # each dimension's stride is its number
+        return y, (self.function(named, *extras).stride(), x.shape)
 
     def pull(self, saved, parameters, u):
         order, _ = saved
