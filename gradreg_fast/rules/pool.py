@@ -12,7 +12,8 @@ class MaxPool(Rule):
     """Maximum over windows; the derivative goes to the winner that PyTorch names (the first of equals).
 
     Args:
-        windows: aten's function returning ``(y, indices)``, with its settings bound: ``x [B, C, H, W]``.
+        windows: aten's function returning ``(y, indices)``, with its settings bound: ``x [B, C, H, W]`` (or
+            ``[B, H, W]``, which PyTorch pools as well).
     """
 
     def __init__(self, windows) -> None:
@@ -20,23 +21,25 @@ class MaxPool(Rule):
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
-        y, indices = self.windows(x)  # indices into the flattened H * W
-        return y, (indices, x.shape, is_channels_last(x))
+        images = x if x.dim() == 4 else x.unsqueeze(1)
+        y, indices = self.windows(images)  # indices into the flattened H * W
+        return y.view(*x.shape[:-2], *y.shape[2:]), (indices, x.shape, is_channels_last(images))
 
     def pull(self, saved, parameters, u):
         indices, shape, last = saved
-        K, (B, C, H, W) = len(u), shape
+        K, (B, C, _, _), (H, W) = len(u), indices.shape, shape[-2:]
         flat = u.new_zeros((K, B, H * W, C) if last else (K, B, C, H * W))
         index = flat_pixels(indices.unsqueeze(0), last).expand(K, *(-1,) * 3)
-        flat.scatter_add_(2 if last else 3, index, flat_pixels(u, last))
+        flat.scatter_add_(2 if last else 3, index, flat_pixels(u.reshape(K, *indices.shape), last))
         return (flat.view(K, B, H, W, C).permute(0, 1, 4, 2, 3) if last else flat.view(K, *shape),)
 
     def push(self, saved, parameters, xdots):
-        indices, _, last = saved
+        indices, shape, last = saved
         K, (B, C, h, w) = len(xdots[0]), indices.shape
         index = flat_pixels(indices.unsqueeze(0), last).expand(K, *(-1,) * 3)
-        ydot = flat_pixels(xdots[0], last).gather(2 if last else 3, index)
-        return ydot.view(K, B, h, w, C).permute(0, 1, 4, 2, 3) if last else ydot.view(K, B, C, h, w)
+        xdot = xdots[0].reshape(K, B, C, *shape[-2:])
+        ydot = flat_pixels(xdot, last).gather(2 if last else 3, index)
+        return ydot.view(K, B, h, w, C).permute(0, 1, 4, 2, 3) if last else ydot.view(K, *shape[:-2], h, w)
 
 
 class AveragePool(Rule):
