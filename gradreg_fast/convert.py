@@ -18,6 +18,15 @@ from gradreg_fast.rules.registry import FUNCTIONS, MODULES, Call, Parameter, Pla
 
 _CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[Snapshot, Graph]] = weakref.WeakKeyDictionary()
 
+_IN_PLACE_OPERATORS = (
+    operator.iadd,
+    operator.isub,
+    operator.imul,
+    operator.itruediv,
+    operator.ipow,
+    operator.imatmul,
+)
+_SEVERAL = {"chunk", "split", "tensor_split", "unbind", "hsplit", "vsplit", "dsplit", "topk", "sort", "aminmax"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _IN_PLACE = {torch.relu_: 0, torch.tanh_: 0, torch.sigmoid_: 0, torch.sin_: 0, nn.functional.relu_: 0}
 _SIZES = {"size", "dim", "numel", "ndimension", "shape", "ndim"}
@@ -76,6 +85,7 @@ def _opaque_module(module: nn.Module, names: list[str], reason: str) -> Opaque:
     reference = weakref.ref(module)
 
     def run(inputs, parameters, extras):
+        inputs = [x.clone() for x in inputs]  # what changes them in place must reach no leaf, and nobody else's value
         return torch.func.functional_call(reference(), dict(zip(names, parameters, strict=True)), tuple(inputs))
 
     return Opaque(run, f"{type(module).__name__}: {reason}")
@@ -142,8 +152,23 @@ class _Root(nn.Module):
         return self.model(x)
 
 
+class _Proxy(fx.Proxy):
+    """Keeps ``x += y`` what it is; fx alone would record a sum, and other names of x would miss the change."""
+
+
+def _recorded(operation: Callable) -> Callable:
+    return lambda self, other: self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+
+for _operation in _IN_PLACE_OPERATORS:
+    setattr(_Proxy, f"__{_operation.__name__}__", _recorded(_operation))
+
+
 class _Tracer(fx.Tracer):
     """Stops at modules with a rule, at PyTorch's own and at those that must stay whole."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         if type(module) in MODULES or why_opaque(module):
@@ -267,7 +292,11 @@ class _Converter:
         )
         function = _callable(node)
 
+        changes = self.mutates(node)
+
         def run(inputs, tensors, extras):
+            if changes:  # neither a leaf nor the value that other nodes keep
+                inputs = [x.clone() for x in inputs]
             table = dict(zip((*values, *parameters, *plains), (*inputs, *tensors, *extras), strict=True))
             filled, filled_keywords = fill((arguments, keywords), table)
             return function(*filled, **filled_keywords)
@@ -290,7 +319,7 @@ class _Converter:
         if node.op == "call_method":
             return node.target.endswith("_") and not node.target.endswith("__")
         name = getattr(node.target, "__name__", "")
-        in_place_operator = getattr(node.target, "__module__", "") == "_operator" and name in ("iadd", "isub", "imul")
+        in_place_operator = node.target in _IN_PLACE_OPERATORS
         named = name.endswith("_") and not name.endswith("__")
         return node.kwargs.get("inplace") is True or True in node.args[1:] and "relu" in name or in_place_operator or named
 
@@ -319,9 +348,13 @@ class _Converter:
 
     def reject_tuple(self, node: fx.Node) -> None:
         """A call without a rule must not return a tuple."""
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        several = node.op != "call_module" and name in _SEVERAL
         for user in node.users:
-            if user.target is operator.getitem and isinstance(user.args[1], int):
-                raise _Unsupported(f"{node.name} has no rule and may return several tensors")
+            several |= user.target is operator.getitem and isinstance(user.args[1], int)
+            several |= user.target is getattr and user.args[1] in ("values", "indices")
+        if several:
+            raise _Unsupported(f"{node.name} has no rule and may return several tensors")
 
 
 def _replace(nested, environment: dict):
