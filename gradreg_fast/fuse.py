@@ -25,7 +25,9 @@ def pool_first(graph: Graph) -> Graph:
             continue
         (j,) = node.inputs
         below = nodes[j]
-        if below is not None and isinstance(below.rule, ReLU) and graph.consumers[j] == [i] and j != graph.output:
+        measured = any(j in other.extras for other in nodes if other)  # its size is read
+        alone = graph.consumers[j] == [i] and j != graph.output and not measured
+        if below is not None and isinstance(below.rule, ReLU) and alone:
             nodes[j] = replace(node, inputs=below.inputs)
             nodes[i] = replace(below, inputs=(j,))
     return Graph(tuple(nodes), graph.slots, graph.output, graph.seed)
