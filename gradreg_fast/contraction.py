@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradreg_fast.engine import Linearization, Terms, parameters_of
 from gradreg_fast.planner import Plan, chunk_size, width
-from gradreg_fast.rules.base import per_sample
+from gradreg_fast.rules.base import elements, per_sample
 
 
 def squared_norm(
@@ -73,7 +73,7 @@ def _stack(linearization, plan, seeds, keep):
     for chunk in seeds.split(chunk_size(linearization, plan.bottom) or len(seeds)):
         u, kept = linearization.pull({plan.cut: chunk}, plan.bottom, keep=keep)
         measured = below(u)
-        norms = norms + (u * measured).flatten(2).sum((0, 2), dtype=single)
+        norms = norms + elements(u * measured).sum((0, 2), dtype=single)
         if keep is not None:
             chunks.append((kept, u, measured))
     return norms.clamp_min(0), (chunks,)
@@ -126,12 +126,12 @@ def _contract_gradients(linearization, plan, state, weights, terms):
 
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
     """``<a^i, b^j>`` of each sample for stacks ``[n, B, ...]``: ``[B, n, n]``."""
-    return a.flatten(2).permute(1, 0, 2) @ b.flatten(2).permute(1, 2, 0)
+    return elements(a).permute(1, 0, 2) @ elements(b).permute(1, 2, 0)
 
 
 def mix(M: Tensor, stack: Tensor) -> Tensor:
     """``sum_j M_ij stack^j`` of each sample: ``M [B, n, n]``, stack ``[n, B, ...]``."""
-    return (M @ stack.flatten(2).transpose(0, 1)).transpose(0, 1).reshape(stack.shape)
+    return (M @ elements(stack).transpose(0, 1)).transpose(0, 1).reshape(stack.shape)
 
 
 # The ends: the identity at the input and the output, Gram matrices at the first and the last layer.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gradreg_fast import contraction, ops
 from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization
+from gradreg_fast.rules.base import elements
 from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, Softmax
 from gradreg_fast.rules.opaque import Opaque
 
@@ -421,7 +422,7 @@ def gradient_matching(
 
     y, g = ops.stacked_vjp(graph, tensors, x, units)  # [K, B, ...]
     target = target.transpose(0, 1)
-    return y, reduced((g - target).square().flatten(2).sum((0, 2)), reduction)
+    return y, reduced(elements(g - target).square().sum((0, 2)), reduction)
 
 
 def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from gradreg_fast import contraction, planner
 from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
-from gradreg_fast.rules.base import Rule, per_sample
+from gradreg_fast.rules.base import Rule, elements, per_sample
 
 TWICE = (
     "gradreg_fast: this gradient is a closed form and cannot be differentiated again; for third derivatives use "
@@ -197,7 +197,7 @@ class _ValueAndVjp(torch.autograd.Function):
             if x_wanted and scale is not None:
                 xbar = pulled[0] * per_sample(scale, pulled[0])
             if cotangent_wanted:
-                cotangent_bar = (pulled * gbar).flatten(2).sum(2).view_as(cotangent)
+                cotangent_bar = elements(pulled * gbar).sum(2).view_as(cotangent)
         else:
             top = graph.seed if cotangent_wanted else None
             cotangent_bar, _ = linearization.push({0: gbar}, top, cotangents=kept, terms=terms)
@@ -261,7 +261,7 @@ def adjoints_are_cotangents(linearization: Linearization) -> bool:
         and not graph.couples_samples
         and len(shapes[graph.seed]) > 0
         and shapes[graph.seed].numel() == B
-        and all(shape[0] == B for node, shape in zip(graph.nodes, shapes, strict=True) if node and node.inputs)
+        and planner.batch_stays_first(linearization)
     )
 
 
@@ -293,7 +293,7 @@ def laid_out_like(result: Tensor, x: Tensor) -> Tensor:
 
 def unit(stack: Tensor) -> Tensor:
     """Each member ``[...]`` of a stack ``[n, B, ...]`` divided by its norm; zero stays zero."""
-    norms = torch.linalg.vector_norm(stack.flatten(2) if stack.dim() > 2 else stack.unsqueeze(2), dim=2)
+    norms = torch.linalg.vector_norm(elements(stack), dim=2)
     return stack / norms.clamp_min(torch.finfo(stack.dtype).tiny).view(*norms.shape, *(1,) * (stack.dim() - 2))
 
 

@@ -145,6 +145,11 @@ def map_rows(function: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
     return rows.unflatten(0, (K, B))
 
 
+def elements(stack: Tensor) -> Tensor:
+    """A stack ``[K, B, ...]`` as ``[K, B, n]``."""
+    return stack.flatten(2) if stack.dim() > 2 else stack.unsqueeze(2)
+
+
 def dot_stacks(u: Tensor, xdot: Tensor) -> Tensor:
     """``sum_k u^k xdot^k``, elementwise: a fresh tensor ``[B, ...]``."""
     return u[0] * xdot[0] if len(u) == 1 else (u * xdot).sum(0)
