@@ -178,3 +178,34 @@ def test_samples_mixed_by_reshapes():
     x = torch.randn(4, 3)
     assert_parity(Net(), gradreg_fast.value_and_vjp, value_and_vjp, x)
     assert_parity(Net(), gradreg_fast.jacobian_sqnorm, jacobian_sqnorm, x)
+
+
+def test_samples_mixed_by_a_broadcast():
+    """A piecewise linear critic that compares every sample with every other one."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.middle, self.last = nn.Linear(3, 2), nn.Linear(2, 1), nn.Linear(4, 1)
+
+        def forward(self, x):
+            h = self.first(x)  # [4, 2]
+            pairs = torch.relu(h.unsqueeze(1) + h)  # [4, 4, 2]
+            return self.last(torch.relu(self.middle(pairs).flatten(1)))
+
+    assert not is_opaque(Net())
+    assert_primitives(Net(), torch.randn(4, 3))
+
+
+def test_sizes_read_between_an_activation_and_a_pooling():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(1, 2, 3, padding=1), nn.Linear(12, 2)
+
+        def forward(self, x):
+            h = torch.relu(self.first(x))
+            rows, columns = h.shape[2], h.shape[3]
+            return self.last(functional.max_pool2d(h, 2).view(-1, 2 * (rows // 2) * (columns // 2)))
+
+    assert_primitives(Net(), torch.randn(3, 1, 4, 6))
