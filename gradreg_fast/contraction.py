@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from gradreg_fast.engine import Linearization, Terms, parameters_of
 from gradreg_fast.planner import Plan, chunk_size, width
-from gradreg_fast.rules.base import per_sample
+from gradreg_fast.rules.base import elements, per_sample
 
 
 def squared_norm(
@@ -57,6 +57,8 @@ def add_gradients(
 def unit_seeds(linearization: Linearization, value: int) -> Tensor:
     """A unit stack for each element of a value: ``[n, B, ...]``, shared by the samples."""
     shape, n = linearization.shapes[value], width(linearization, value)
+    if n == 1:
+        return linearization.like.new_ones(1, 1, *shape[1:]).expand(1, *shape)
     eye = torch.eye(n, dtype=linearization.like.dtype, device=linearization.like.device)
     return eye.view(n, 1, *shape[1:]).expand(n, *shape)
 
@@ -67,10 +69,11 @@ def unit_seeds(linearization: Linearization, value: int) -> Tensor:
 def _stack(linearization, plan, seeds, keep):
     below = bottom_metric(linearization, plan)
     norms, chunks = 0, []
+    single = accumulation_dtype(linearization)
     for chunk in seeds.split(chunk_size(linearization, plan.bottom) or len(seeds)):
         u, kept = linearization.pull({plan.cut: chunk}, plan.bottom, keep=keep)
         measured = below(u)
-        norms = norms + (u * measured).flatten(2).sum((0, 2))
+        norms = norms + elements(u * measured).sum((0, 2), dtype=single)
         if keep is not None:
             chunks.append((kept, u, measured))
     return norms.clamp_min(0), (chunks,)
@@ -78,11 +81,19 @@ def _stack(linearization, plan, seeds, keep):
 
 def _stack_gradients(linearization, plan, state, weights, terms, scale):
     (chunks,) = state
-    for kept, u, measured in chunks:
-        tangent = measured * per_sample(2 * weights, measured[0])
-        if plan.bottom:
-            add_gram_gradient(linearization, plan.bottom, terms, u, u * per_sample(2 * weights, u[0]), transposed=False)
+    factor = (2 * weights).to(linearization.like.dtype)
+    if plan.bottom:
+        pairs = ((u * per_sample(factor, u[0]), u) for _, u, _ in chunks)
+        add_gram_gradient(linearization, plan.bottom, terms, pairs, transposed=False)
+    for kept, _, measured in chunks:
+        tangent = measured * per_sample(factor, measured[0])
         linearization.push({plan.bottom: tangent}, cotangents=kept, terms=terms, scale=scale)
+
+
+def accumulation_dtype(linearization: Linearization) -> torch.dtype:
+    """Norms of half-precision gradients are summed, and returned, in float32."""
+    dtype = linearization.like.dtype
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 # A cut in the middle: J = U V, <U^T U, V V^T>.
@@ -95,17 +106,18 @@ def _contract(linearization, plan, keep):
     w, kept_above = linearization.push({plan.cut: seeds}, plan.top, keep=keep)
     v_measured, w_measured = below(v), above(w)
     V, U = inner_products(v, v_measured), inner_products(w, w_measured)  # V V^T and U^T U, [B, n, n]
-    return (U * V).sum((1, 2)).clamp_min(0), (kept_below, kept_above, v, w, v_measured, w_measured, U, V)
+    norms = (U * V).sum((1, 2), dtype=accumulation_dtype(linearization))
+    return norms.clamp_min(0), (kept_below, kept_above, v, w, v_measured, w_measured, U, V)
 
 
 def _contract_gradients(linearization, plan, state, weights, terms):
     kept_below, kept_above, v, w, v_measured, w_measured, U, V = state
-    factor = (2 * weights).view(-1, 1, 1)
+    factor = (2 * weights).to(U.dtype).view(-1, 1, 1)
     U, V = U * factor, V * factor
     if plan.bottom:
-        add_gram_gradient(linearization, plan.bottom, terms, v, mix(U, v), transposed=False)
+        add_gram_gradient(linearization, plan.bottom, terms, [(mix(U, v), v)], transposed=False)
     if plan.top != linearization.graph.seed:
-        add_gram_gradient(linearization, linearization.graph.seed, terms, w, mix(V, w), transposed=True)
+        add_gram_gradient(linearization, linearization.graph.seed, terms, [(mix(V, w), w)], transposed=True)
     if plan.cut != plan.bottom:
         linearization.push({plan.bottom: mix(U, v_measured)}, cotangents=kept_below, terms=terms)
     if plan.cut != plan.top:
@@ -114,12 +126,12 @@ def _contract_gradients(linearization, plan, state, weights, terms):
 
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
     """``<a^i, b^j>`` of each sample for stacks ``[n, B, ...]``: ``[B, n, n]``."""
-    return a.flatten(2).permute(1, 0, 2) @ b.flatten(2).permute(1, 2, 0)
+    return elements(a).permute(1, 0, 2) @ elements(b).permute(1, 2, 0)
 
 
 def mix(M: Tensor, stack: Tensor) -> Tensor:
     """``sum_j M_ij stack^j`` of each sample: ``M [B, n, n]``, stack ``[n, B, ...]``."""
-    return (M @ stack.flatten(2).transpose(0, 1)).transpose(0, 1).reshape(stack.shape)
+    return (M @ elements(stack).transpose(0, 1)).transpose(0, 1).reshape(stack.shape)
 
 
 # The ends: the identity at the input and the output, Gram matrices at the first and the last layer.
@@ -148,14 +160,21 @@ def _identity(stack: Tensor) -> Tensor:
 
 
 def add_gram_gradient(
-    linearization: Linearization, i: int, terms: Terms, stack: Tensor, weighted: Tensor, *, transposed: bool
+    linearization: Linearization, i: int, terms: Terms, pairs: Iterable[tuple[Tensor, Tensor]], *, transposed: bool
 ) -> None:
-    """Add the gradient of ``1/2 <weighted, stack G>`` for ``G = W W^T`` (or ``W^T W``, transposed) of node i."""
+    """Add the gradient of ``1/2 sum <weighted, stack G>`` for ``G = W W^T`` (or ``W^T W``, transposed) of node i.
+
+    The sum is over pairs ``(weighted, stack)`` for which ``weighted^T stack`` is symmetric.
+    """
     gradients = terms.of(linearization.graph.nodes[i])
-    if gradients.wants(0):
-        weight = weight_of(linearization, i)
-        M = weighted.flatten(0, -2).t() @ stack.flatten(0, -2)  # symmetric: the weights of i and j are
-        gradients.add(0, lambda: weight @ M if transposed else M @ weight)
+    if not gradients.wants(0):
+        return
+    M = None
+    for weighted, stack in pairs:
+        rows, columns = weighted.flatten(0, -2).t(), stack.flatten(0, -2)
+        M = rows @ columns if M is None else M.addmm_(rows, columns)
+    weight = weight_of(linearization, i)
+    gradients.add(0, lambda: weight @ M if transposed else M @ weight)
 
 
 def weight_of(linearization: Linearization, i: int) -> Tensor:
@@ -179,12 +198,12 @@ def _closed_form_gradients(linearization, plan, state, weights, terms):
     slope, product, below, above = state
     graph = linearization.graph
     first, last = weight_of(linearization, plan.bottom), weight_of(linearization, graph.seed)
-    activation, saved = graph.nodes[plan.top].rule, linearization.saved[plan.top]
+    activation = graph.nodes[plan.top].rule
     below_gradients, above_gradients = terms.of(graph.nodes[plan.bottom]), terms.of(graph.nodes[graph.seed])
     if below_gradients.wants(0) or above_gradients.wants(0):
         M = (slope * (2 * weights).unsqueeze(1)).t() @ slope  # [n, n]
         below_gradients.add(0, lambda: (M * above) @ first)
         above_gradients.add(0, lambda: last @ (M * below))
     if terms.needs.meeting[plan.top] and not activation.curvature_free:
-        v = product * (2 * weights).unsqueeze(1)
-        terms.add_second(plan.top, (activation.bend(saved, v.mul_(slope) if activation.meets_below else v),))
+        w = product * (2 * weights).unsqueeze(1)
+        terms.add_second(plan.top, (w.mul_(slope) if activation.meets_below else w,))

@@ -11,12 +11,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
+from gradreg_fast.fuse import fuse
 from gradreg_fast.graph import Graph, Node, PlainValue, Slot, slot_of, whole_model
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.rules.registry import FUNCTIONS, MODULES, Call, Parameter, Plain, Value, collect, fill
 
-_CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[tuple, Graph]] = weakref.WeakKeyDictionary()
+_CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[Snapshot, Graph]] = weakref.WeakKeyDictionary()
 
+_IN_PLACE_OPERATORS = (
+    operator.iadd,
+    operator.isub,
+    operator.imul,
+    operator.itruediv,
+    operator.ipow,
+    operator.imatmul,
+)
+_SEVERAL = {"chunk", "split", "tensor_split", "unbind", "hsplit", "vsplit", "dsplit", "topk", "sort", "aminmax"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _IN_PLACE = {torch.relu_: 0, torch.tanh_: 0, torch.sigmoid_: 0, torch.sin_: 0, nn.functional.relu_: 0}
 _SIZES = {"size", "dim", "numel", "ndimension", "shape", "ndim"}
@@ -26,34 +36,10 @@ def graph_of(model: nn.Module) -> Graph:
     """The model's graph: converted once, remembered as long as the model lives, converted anew when it has changed."""
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return opaque_model(model, "autocast is on")
-    state = settings(model)
     known = _CACHE.get(model)
-    if known is None or known[0] != state:
-        known = _CACHE[model] = (state, convert(model))
+    if known is None or known[0].outdated():
+        known = _CACHE[model] = (Snapshot(model), convert(model))
     return known[1]
-
-
-def settings(model: nn.Module) -> tuple:
-    """Everything that decides how a model runs, other than its tensors: children, hooks, modes, plain attributes."""
-    return tuple(_module_settings(module) for module in model.modules())
-
-
-def _module_settings(module: nn.Module) -> tuple:
-    plain = []
-    for name, value in module.__dict__.items():
-        if name in ("_parameters", "_buffers"):
-            plain += [(key, tensor is None or tensor.requires_grad) for key, tensor in value.items()]
-        elif name == "_modules" or name.endswith("_hooks"):
-            plain += [(key, id(member)) for key, member in value.items()]
-        elif not name.startswith("_"):
-            plain.append((name, value if _is_setting(value) else id(value)))
-    return (id(module), type(module), *plain)
-
-
-def _is_setting(value) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_setting, value))
-    return isinstance(value, (int, float, str, type(None)))
 
 
 def convert(model: nn.Module) -> Graph:
@@ -69,7 +55,7 @@ def convert(model: nn.Module) -> Graph:
             return opaque_model(model, "its forward makes tensors")
         if _random_states() != randomness:
             return opaque_model(model, "its forward draws random numbers")
-        return _Converter(model).convert(traced)
+        return fuse(_Converter(model).convert(traced))
     except _Unsupported as error:
         return opaque_model(model, str(error))
     except Exception as error:  # whatever a user's forward does with symbols; autograd will show real errors
@@ -80,8 +66,7 @@ def convert(model: nn.Module) -> Graph:
 
 def why_opaque(module: nn.Module) -> str | None:
     """Why autograd must run this module as a whole, whatever its type: None if it need not."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, kind, None) for kind in hooks):
+    if has_hooks(module):
         return "it has hooks"
     if "forward" in vars(module):
         return "its forward was replaced"
@@ -100,9 +85,60 @@ def _opaque_module(module: nn.Module, names: list[str], reason: str) -> Opaque:
     reference = weakref.ref(module)
 
     def run(inputs, parameters, extras):
+        inputs = [x.clone() for x in inputs]  # what changes them in place must reach no leaf, and nobody else's value
         return torch.func.functional_call(reference(), dict(zip(names, parameters, strict=True)), tuple(inputs))
 
     return Opaque(run, f"{type(module).__name__}: {reason}")
+
+
+class Snapshot:
+    """Everything that decided how a model was converted, other than its tensors, which are looked up at every call.
+
+    That is, for each module: its type, its children, whether it has hooks, its mode and its plain attributes. Numbers
+    and the like are compared by value, other objects by identity; neither keeps a module alive.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = [(weakref.ref(module), *self._facts(module)) for module in model.modules()]
+
+    def outdated(self) -> bool:
+        """Whether anything is different now."""
+        for reference, kind, size, children, hooks, settings, identities in self.modules:
+            module = reference()
+            if module is None or type(module) is not kind:
+                return True
+            now = module.__dict__
+            if len(now) != size or [*map(id, now["_modules"].values())] != children or has_hooks(module) != hooks:
+                return True
+            for name, value in settings:
+                if now.get(name) != value:
+                    return True
+            for name, identity in identities:
+                if id(now.get(name)) != identity:
+                    return True
+        return False
+
+    @staticmethod
+    def _facts(module: nn.Module) -> tuple:
+        plain = [(name, value) for name, value in module.__dict__.items() if not name.startswith("_")]
+        settings = [(name, value) for name, value in plain if _is_setting(value)]
+        identities = [(name, id(value)) for name, value in plain if not _is_setting(value)]
+        children = [*map(id, module._modules.values())]
+        return type(module), len(module.__dict__), children, has_hooks(module), settings, identities
+
+
+def _is_setting(value) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_setting, value))
+    return isinstance(value, (int, float, str, type(None)))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module, or its backward, runs more than its forward."""
+    own = module.__dict__
+    return bool(
+        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own.get("_backward_pre_hooks")
+    )
 
 
 class _Root(nn.Module):
@@ -116,8 +152,23 @@ class _Root(nn.Module):
         return self.model(x)
 
 
+class _Proxy(fx.Proxy):
+    """Keeps ``x += y`` what it is; fx alone would record a sum, and other names of x would miss the change."""
+
+
+def _recorded(operation: Callable) -> Callable:
+    return lambda self, other: self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+
+for _operation in _IN_PLACE_OPERATORS:
+    setattr(_Proxy, f"__{_operation.__name__}__", _recorded(_operation))
+
+
 class _Tracer(fx.Tracer):
     """Stops at modules with a rule, at PyTorch's own and at those that must stay whole."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         if type(module) in MODULES or why_opaque(module):
@@ -241,7 +292,11 @@ class _Converter:
         )
         function = _callable(node)
 
+        changes = self.mutates(node)
+
         def run(inputs, tensors, extras):
+            if changes:  # neither a leaf nor the value that other nodes keep
+                inputs = [x.clone() for x in inputs]
             table = dict(zip((*values, *parameters, *plains), (*inputs, *tensors, *extras), strict=True))
             filled, filled_keywords = fill((arguments, keywords), table)
             return function(*filled, **filled_keywords)
@@ -264,7 +319,7 @@ class _Converter:
         if node.op == "call_method":
             return node.target.endswith("_") and not node.target.endswith("__")
         name = getattr(node.target, "__name__", "")
-        in_place_operator = getattr(node.target, "__module__", "") == "_operator" and name in ("iadd", "isub", "imul")
+        in_place_operator = node.target in _IN_PLACE_OPERATORS
         named = name.endswith("_") and not name.endswith("__")
         return node.kwargs.get("inplace") is True or True in node.args[1:] and "relu" in name or in_place_operator or named
 
@@ -293,9 +348,13 @@ class _Converter:
 
     def reject_tuple(self, node: fx.Node) -> None:
         """A call without a rule must not return a tuple."""
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        several = node.op != "call_module" and name in _SEVERAL
         for user in node.users:
-            if user.target is operator.getitem and isinstance(user.args[1], int):
-                raise _Unsupported(f"{node.name} has no rule and may return several tensors")
+            several |= user.target is operator.getitem and isinstance(user.args[1], int)
+            several |= user.target is getattr and user.args[1] in ("values", "indices")
+        if several:
+            raise _Unsupported(f"{node.name} has no rule and may return several tensors")
 
 
 def _replace(nested, environment: dict):

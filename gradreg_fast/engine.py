@@ -193,12 +193,11 @@ class Linearization:
             if not node.inputs or not needed[i] or (d is None and second is None):
                 continue
             rule, parameters = node.rule, parameters_of(node, self.tensors)
-            below = second
             if d is not None:
                 rule.gradient(self.saved[i], parameters, d, terms.of(node))
-                if not any(needed[j] for j in node.inputs):
-                    continue
-                below = rule.adjoint(self.saved[i], parameters, d, second or (None,) * len(node.inputs))
+            if not any(needed[j] for j in node.inputs):
+                continue
+            below = rule.adjoint(self.saved[i], parameters, d, second)
             for j, adjoint in zip(node.inputs, below, strict=True):
                 if adjoint is not None and needed[j]:
                     adjoints[j] = adjoints[j] + adjoint if j in adjoints else adjoint

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from gradreg_fast import contraction, ops
 from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization
+from gradreg_fast.rules.base import elements
 from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, Softmax
 from gradreg_fast.rules.opaque import Opaque
 
@@ -421,7 +422,7 @@ def gradient_matching(
 
     y, g = ops.stacked_vjp(graph, tensors, x, units)  # [K, B, ...]
     target = target.transpose(0, 1)
-    return y, reduced((g - target).square().flatten(2).sum((0, 2)), reduction)
+    return y, reduced(elements(g - target).square().sum((0, 2)), reduction)
 
 
 def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
@@ -450,9 +451,8 @@ def _one_output_sqnorm(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def safe_sqrt(norms: Tensor) -> Tensor:
-    """Square root with derivative zero at zero, as PyTorch's norms have it."""
-    positive = norms > 0
-    return torch.where(positive, norms.where(positive, 1.0).sqrt(), 0.0)
+    """Square root with derivative zero at zero, as PyTorch's norms have it (its value there is 1e-19, in float32)."""
+    return norms.clamp_min(torch.finfo(norms.dtype).tiny).sqrt()
 
 
 def reduced(values: Tensor, reduction: str) -> Tensor:

@@ -7,7 +7,6 @@ that a penalty on input gradients is an ordinary first-order operation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import wraps
 
 import torch
@@ -17,7 +16,7 @@ from gradreg_fast import contraction, planner
 from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
-from gradreg_fast.rules.base import Rule, per_sample
+from gradreg_fast.rules.base import Rule, elements, per_sample
 
 TWICE = (
     "gradreg_fast: this gradient is a closed form and cannot be differentiated again; for third derivatives use "
@@ -103,7 +102,8 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
     given = cotangent if isinstance(cotangent, Tensor) else None
     if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
         y, linearization = linearize(graph, x, tensors)
-        return y, linearization.pull({graph.seed: seeds_of(linearization, cotangent)})[0]
+        g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
+        return laid_out_like(y, x), laid_out_like(x.new_zeros(1, *x.shape) if g is None else g, x)
     return _ValueAndVjp.apply(graph, wanted, cotangent if given is None else None, x, given, *tensors)
 
 
@@ -121,7 +121,7 @@ def sqnorm(
     wanted = wanted_now(tensors)
     if not (any(wanted) or differentiable(x)):
         y, linearization = linearize(graph, x, tensors)
-        return y, _norms(linearization, cotangents, one_output, None)[0]
+        return laid_out_like(y, x), _norms(linearization, cotangents, one_output, None)[0]
     return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, x, *tensors)
 
 
@@ -174,9 +174,10 @@ class _ValueAndVjp(torch.autograd.Function):
         g = pulled
         if ctx.proportional and cotangent is not None:
             g = pulled * per_sample(cotangent.reshape(-1), x)
+        g = laid_out_like(g, x)
         arguments = (graph, wanted, make_cotangent, x, cotangent, *tensors)
         save(ctx, arguments, linearization, kept, pulled if ctx.proportional else None, cotangent)
-        return y, g
+        return laid_out_like(y, x), g
 
     @staticmethod
     @closed_form
@@ -196,7 +197,7 @@ class _ValueAndVjp(torch.autograd.Function):
             if x_wanted and scale is not None:
                 xbar = pulled[0] * per_sample(scale, pulled[0])
             if cotangent_wanted:
-                cotangent_bar = (pulled * gbar).flatten(2).sum(2).view_as(cotangent)
+                cotangent_bar = elements(pulled * gbar).sum(2).view_as(cotangent)
         else:
             top = graph.seed if cotangent_wanted else None
             cotangent_bar, _ = linearization.push({0: gbar}, top, cotangents=kept, terms=terms)
@@ -213,7 +214,7 @@ class _ValueAndSqnorm(torch.autograd.Function):
         needs = graph.needs(wanted, x.requires_grad)
         norms, ctx.plan, state = _norms(linearization, cotangents, one_output, needs.meeting)
         save(ctx, (graph, wanted, cotangents, one_output, x, *tensors), linearization, state)
-        return y, norms
+        return laid_out_like(y, x), norms
 
     @staticmethod
     @closed_form
@@ -260,7 +261,7 @@ def adjoints_are_cotangents(linearization: Linearization) -> bool:
         and not graph.couples_samples
         and len(shapes[graph.seed]) > 0
         and shapes[graph.seed].numel() == B
-        and all(shape[0] == B for node, shape in zip(graph.nodes, shapes, strict=True) if node and node.inputs)
+        and planner.batch_stays_first(linearization)
     )
 
 
@@ -285,9 +286,14 @@ def random_units(n: int, generator: torch.Generator | None) -> Callable[[Lineari
     return draw
 
 
+def laid_out_like(result: Tensor, x: Tensor) -> Tensor:
+    """The result contiguous where x is: the rules choose their own layouts inside."""
+    return result.contiguous() if x.is_contiguous() else result
+
+
 def unit(stack: Tensor) -> Tensor:
     """Each member ``[...]`` of a stack ``[n, B, ...]`` divided by its norm; zero stays zero."""
-    norms = torch.linalg.vector_norm(stack.flatten(2) if stack.dim() > 2 else stack.unsqueeze(2), dim=2)
+    norms = torch.linalg.vector_norm(elements(stack), dim=2)
     return stack / norms.clamp_min(torch.finfo(stack.dtype).tiny).view(*norms.shape, *(1,) * (stack.dim() - 2))
 
 
@@ -348,37 +354,42 @@ def restore(ctx) -> tuple:
     return _unflatten(ctx.state, ctx.saved_tensors)
 
 
-@dataclass(frozen=True)
 class _Place:
     """Stands for a saved tensor."""
 
-    index: int
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
 
 
 def _flatten(item, tensors: list[Tensor], places: dict[int, _Place]):
+    kind = type(item)
     if isinstance(item, Tensor):
-        if id(item) not in places:
-            places[id(item)] = _Place(len(tensors))
+        place = places.get(id(item))
+        if place is None:
+            place = places[id(item)] = _Place(len(tensors))
             tensors.append(item)
-        return places[id(item)]
-    if type(item) in (tuple, list):
-        return type(item)(_flatten(member, tensors, places) for member in item)
-    if type(item) is dict:
+        return place
+    if kind is tuple or kind is list:
+        return kind([_flatten(member, tensors, places) for member in item])
+    if kind is dict:
         return {key: _flatten(member, tensors, places) for key, member in item.items()}
-    if type(item) is Linearization:
+    if kind is Linearization:
         nested = (_flatten(item.tensors, tensors, places), _flatten(item.saved, tensors, places))
         return Linearization(item.graph, *nested, item.shapes, item.like)
     return item
 
 
 def _unflatten(item, tensors: tuple[Tensor, ...]):
-    if type(item) is _Place:
+    kind = type(item)
+    if kind is _Place:
         return tensors[item.index]
-    if type(item) in (tuple, list):
-        return type(item)(_unflatten(member, tensors) for member in item)
-    if type(item) is dict:
+    if kind is tuple or kind is list:
+        return kind([_unflatten(member, tensors) for member in item])
+    if kind is dict:
         return {key: _unflatten(member, tensors) for key, member in item.items()}
-    if type(item) is Linearization:
+    if kind is Linearization:
         nested = (_unflatten(item.tensors, tensors), _unflatten(item.saved, tensors))
         return Linearization(item.graph, *nested, item.shapes, item.like)
     return item

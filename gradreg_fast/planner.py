@@ -63,6 +63,9 @@ def plan(linearization: Linearization, stack: int | None) -> Plan:
 def candidates(linearization: Linearization, stack: int | None) -> list[Plan]:
     """All plans that are right for this graph."""
     graph = linearization.graph
+    if not batch_stays_first(linearization):
+        rows = width(linearization, graph.seed) if stack is None else stack
+        return [_swept(linearization, graph.seed, 0, graph.seed, rows)]
     first, last = first_linear(linearization), last_linear(linearization)
     bottoms = [0] if first is None else [0, first]
     if stack is not None:
@@ -78,6 +81,16 @@ def candidates(linearization: Linearization, stack: int | None) -> list[Plan]:
     if first is not None and last is not None and hidden_activation(linearization, first, last):
         plans.append(_closed_form(linearization, first, last))
     return plans
+
+
+def batch_stays_first(linearization: Linearization) -> bool:
+    """Whether no reshape and no broadcast has moved the batch's dimension: row b of every value is sample b."""
+    graph, shapes = linearization.graph, linearization.shapes
+    return all(
+        shape[:1] == shapes[0][:1] and all(len(node.inputs) == 1 or len(shapes[j]) == len(shape) for j in node.inputs)
+        for node, shape in zip(graph.nodes, shapes, strict=True)
+        if node and node.inputs
+    )
 
 
 def width(linearization: Linearization, value: int) -> int:

@@ -29,7 +29,7 @@ def jacobian(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 def jacobian_sqnorm(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """``y`` and ``||J||_F^2`` of each sample: ``[B]``."""
     y, rows = jacobian(model, x)
-    return y, rows.square().flatten(2).sum((0, 2))
+    return y, rows.square().reshape(*rows.shape[:2], x[0].numel() if len(x) else 0).sum((0, 2))
 
 
 def gradient(y: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 r"""Elementwise activations: each gives phi, the product with phi' and the product with phi''.
 
-`bend` multiplies by ``phi''``. Where ``phi'' = r phi'`` with a ratio r that is cheap (tanh, sigmoid, softplus), it
-multiplies by r instead and meets the cotangent *below* the activation, ``phi' u``, which the layer below keeps anyway:
-the cotangent above is then never stored.
+`curvature` returns ``w = sum_k u^k xdot^k`` and leaves it to `adjoint` to multiply it by ``phi''``, once for all chunks.
+Where ``phi'' = r phi'`` with a ratio r that is cheap (tanh, sigmoid, softplus), `bend` multiplies by r instead and w is
+taken with the cotangent *below* the activation, ``phi' u``, which the layer below keeps anyway: the cotangent above is
+then never stored.
 """
 
 import math
@@ -29,9 +30,13 @@ class Activation(Rule):
         """``phi'(z) v`` for ``v`` of shape ``[B, ...]`` or ``[K, B, ...]``: a fresh tensor."""
         raise NotImplementedError
 
-    def bend(self, saved: tuple[Tensor, ...], v: Tensor) -> Tensor:
-        """``phi''(z) v``, or ``(phi'' / phi') v`` if `meets_below`; may overwrite v, ``[B, ...]``."""
+    def bend(self, saved: tuple[Tensor, ...], w: Tensor) -> Tensor:
+        """``phi''(z) w``, or ``(phi'' / phi') w`` if `meets_below`: a fresh tensor, or w overwritten, ``[B, ...]``."""
         raise NotImplementedError
+
+    def slope_and_bend(self, saved: tuple[Tensor, ...], d: Tensor, w: Tensor) -> Tensor:
+        """``slope(d) + bend(w)``, in as few passes as the activation allows; may overwrite w."""
+        return self.bend(saved, w).add_(self.slope(saved, d))
 
     def forward(self, inputs, parameters, extras):
         return self.evaluate(inputs[0])
@@ -45,8 +50,12 @@ class Activation(Rule):
     def curvature(self, saved, parameters, u, xdots, gradients):
         if self.curvature_free:
             return (None,)
-        cotangent = u[0] if self.meets_below else u
-        return (self.bend(saved, dot_stacks(cotangent, xdots[0])),)
+        return (dot_stacks(u[0] if self.meets_below else u, xdots[0]),)
+
+    def adjoint(self, saved, parameters, d, second):
+        if second is None:
+            return (self.slope(saved, d),)
+        return (self.bend(saved, second[0]) if d is None else self.slope_and_bend(saved, d, second[0]),)
 
 
 class ReLU(Activation):
@@ -90,8 +99,11 @@ class Tanh(Activation):
     def slope(self, saved, v):
         return aten.tanh_backward(v, saved[0])
 
-    def bend(self, saved, v):
-        return v.mul_(saved[0]).mul_(-2)
+    def bend(self, saved, w):
+        return w.mul_(saved[0]).mul_(-2)
+
+    def slope_and_bend(self, saved, d, w):
+        return self.slope(saved, d).addcmul_(saved[0], w, value=-2)
 
 
 class Sigmoid(Activation):
@@ -106,8 +118,8 @@ class Sigmoid(Activation):
     def slope(self, saved, v):
         return aten.sigmoid_backward(v, saved[0])
 
-    def bend(self, saved, v):
-        return torch.addcmul(v, saved[0], v, value=-2)
+    def bend(self, saved, w):
+        return torch.addcmul(w, saved[0], w, value=-2)
 
 
 class Softplus(Activation):
@@ -126,9 +138,13 @@ class Softplus(Activation):
     def slope(self, saved, v):
         return saved[0] * v
 
-    def bend(self, saved, v):
-        v = torch.addcmul(v, saved[0], v, value=-1)
-        return v if self.beta == 1 else v.mul_(self.beta)
+    def bend(self, saved, w):
+        w = torch.addcmul(w, saved[0], w, value=-1)
+        return w if self.beta == 1 else w.mul_(self.beta)
+
+    def slope_and_bend(self, saved, d, w):
+        w = w if self.beta == 1 else w.mul_(self.beta)
+        return w.addcmul(saved[0], d - w)
 
 
 class SiLU(Activation):
@@ -140,10 +156,10 @@ class SiLU(Activation):
     def slope(self, saved, v):
         return aten.silu_backward(v, saved[0])
 
-    def bend(self, saved, v):
+    def bend(self, saved, w):
         (z,) = saved
         s = torch.sigmoid(z)
-        return v.mul_(torch.addcmul(z, z, s, value=-2).add_(2)).mul_(torch.addcmul(s, s, s, value=-1))
+        return w.mul_(torch.addcmul(z, z, s, value=-2).add_(2)).mul_(torch.addcmul(s, s, s, value=-1))
 
 
 class GELU(Activation):
@@ -158,17 +174,17 @@ class GELU(Activation):
     def slope(self, saved, v):
         return aten.gelu_backward(v, saved[0], approximate=self.approximate)
 
-    def bend(self, saved, v):
+    def bend(self, saved, w):
         (z,) = saved
         if self.approximate == "none":
             density = torch.exp(z.square().mul_(-0.5)).mul_(1 / math.sqrt(2 * math.pi))
-            return v.mul_(density).mul_(2 - z.square())
+            return w.mul_(density).mul_(2 - z.square())
         root, cubic = math.sqrt(2 / math.pi), 0.044715
         h1 = root * (1 + 3 * cubic * z.square())  # h = root (z + cubic z^3), phi = z (1 + tanh h) / 2
         t = torch.tanh(root * (z + cubic * z**3))
         t1 = (1 - t.square()) * h1
         t2 = (1 - t.square()) * (6 * root * cubic * z - 2 * t * h1.square())
-        return v.mul_(t1 + 0.5 * z * t2)
+        return w.mul_(t1 + 0.5 * z * t2)
 
 
 class Sine(Activation):
@@ -186,5 +202,5 @@ class Sine(Activation):
     def slope(self, saved, v):
         return saved[1] * v
 
-    def bend(self, saved, v):
-        return v.mul_(saved[0]).mul_(-(self.frequency**2))
+    def bend(self, saved, w):
+        return w.mul_(saved[0]).mul_(-(self.frequency**2))

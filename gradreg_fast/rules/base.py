@@ -78,7 +78,8 @@ class Rule:
     ) -> tuple[Tensor | None, ...]:
         """Gradient of ``sum_k <u^k, J(x; parameters) xdot^k>``: a fresh tensor (or None) for each input.
 
-        The parameters' share is added to `gradients`.
+        The parameters' share is added to `gradients`. What is returned is summed over the chunks of a stack and handed
+        to `adjoint`, which may have to finish it.
         """
         return (None,) * len(xdots)
 
@@ -88,13 +89,19 @@ class Rule:
         """Add the parameters' gradients of ``<d, n(x; parameters)>`` to `gradients`."""
 
     def adjoint(
-        self, saved: Saved, parameters: Sequence[Tensor | None], d: Tensor, second: Sequence[Tensor | None]
-    ) -> tuple[Tensor, ...]:
-        """``d_x = J^T d + second``, where `second` is what `curvature` returned; overwrites `second`."""
-        pulled = self.pull(saved, parameters, d.unsqueeze(0))
-        return tuple(
-            p.squeeze(0) if s is None else s.add_(p.squeeze(0)) for p, s in zip(pulled, second, strict=True)
-        )
+        self,
+        saved: Saved,
+        parameters: Sequence[Tensor | None],
+        d: Tensor | None,
+        second: Sequence[Tensor | None] | None,
+    ) -> Sequence[Tensor | None]:
+        """``d_x = J^T d`` plus what `curvature` left, for each input; may overwrite `second`. Either may be None."""
+        if d is None:
+            return second
+        pulled = [p.squeeze(0) for p in self.pull(saved, parameters, d.unsqueeze(0))]
+        if second is None:
+            return pulled
+        return [p if s is None else s.add_(p) for p, s in zip(pulled, second, strict=True)]
 
     def proportional(
         self,
@@ -135,7 +142,12 @@ def map_rows(function: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
         rows = function(stack[:, 0])  # [K, ...]
         return rows.unsqueeze(1).expand(K, B, *rows.shape[1:])
     rows = function(stack.flatten(0, 1))  # [K * B, ...]
-    return rows.view(K, B, *rows.shape[1:]) if rows.is_contiguous() else rows.unflatten(0, (K, B))
+    return rows.unflatten(0, (K, B))
+
+
+def elements(stack: Tensor) -> Tensor:
+    """A stack ``[K, B, ...]`` as ``[K, B, n]``."""
+    return stack.flatten(2) if stack.dim() > 2 else stack.unsqueeze(2)
 
 
 def dot_stacks(u: Tensor, xdot: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ class MaxPool(Rule):
     """Maximum over windows; the derivative goes to the winner that PyTorch names (the first of equals).
 
     Args:
-        windows: aten's function returning ``(y, indices)``, with its settings bound: ``x [B, C, H, W]``.
+        windows: aten's function returning ``(y, indices)``, with its settings bound: ``x [B, C, H, W]`` (or
+            ``[B, H, W]``, which PyTorch pools as well).
     """
 
     def __init__(self, windows) -> None:
@@ -20,20 +21,25 @@ class MaxPool(Rule):
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
-        y, indices = self.windows(x)  # indices into the flattened H * W
-        return y, (indices, x.shape)
+        images = x if x.dim() == 4 else x.unsqueeze(1)
+        y, indices = self.windows(images)  # indices into the flattened H * W
+        return y.view(*x.shape[:-2], *y.shape[2:]), (indices, x.shape, is_channels_last(images))
 
     def pull(self, saved, parameters, u):
-        indices, shape = saved
-        K = len(u)
-        flat = u.new_zeros(K, *shape[:2], shape[2] * shape[3])  # [K, B, C, H * W]
-        index = indices.flatten(2).expand(K, *shape[:2], -1)
-        return (flat.scatter_add_(3, index, u.flatten(3)).view(K, *shape),)
+        indices, shape, last = saved
+        K, (B, C, _, _), (H, W) = len(u), indices.shape, shape[-2:]
+        flat = u.new_zeros((K, B, H * W, C) if last else (K, B, C, H * W))
+        index = flat_pixels(indices.unsqueeze(0), last).expand(K, *(-1,) * 3)
+        flat.scatter_add_(2 if last else 3, index, flat_pixels(u.reshape(K, *indices.shape), last))
+        return (flat.view(K, B, H, W, C).permute(0, 1, 4, 2, 3) if last else flat.view(K, *shape),)
 
     def push(self, saved, parameters, xdots):
-        indices, _ = saved
-        xdot = xdots[0].flatten(3)
-        return xdot.gather(3, indices.flatten(2).expand(*xdot.shape[:3], -1)).view(len(xdot), *indices.shape)
+        indices, shape, last = saved
+        K, (B, C, h, w) = len(xdots[0]), indices.shape
+        index = flat_pixels(indices.unsqueeze(0), last).expand(K, *(-1,) * 3)
+        xdot = xdots[0].reshape(K, B, C, *shape[-2:])
+        ydot = flat_pixels(xdot, last).gather(2 if last else 3, index)
+        return ydot.view(K, B, h, w, C).permute(0, 1, 4, 2, 3) if last else ydot.view(K, *shape[:-2], h, w)
 
 
 class AveragePool(Rule):
@@ -62,3 +68,13 @@ class AveragePool(Rule):
 def like(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A tensor of this shape whose values nobody reads."""
     return rows.new_empty(1).expand(shape)
+
+
+def flat_pixels(stack: Tensor, last: bool) -> Tensor:
+    """A stack ``[K, B, C, H, W]`` as ``[K, B, C, H * W]``, or as ``[K, B, H * W, C]`` if the channels are to be last."""
+    return stack.permute(0, 1, 3, 4, 2).flatten(2, 3) if last else stack.flatten(3)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of ``x [B, C, H, W]`` lie next to each other in memory, and its pixels do not."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

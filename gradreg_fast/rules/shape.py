@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from gradreg_fast.rules.base import Rule, map_rows
+from gradreg_fast.rules.base import Rule, map_rows, shared_rows
+from gradreg_fast.rules.pool import is_channels_last
 
 
 class Reshape(Rule):
@@ -19,10 +20,14 @@ class Reshape(Rule):
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
         y = self.function(x, *extras)
-        return y, (x.shape, y.shape)
+        return y, (x.shape, y.shape, x.dim() == 4 and is_channels_last(x))
 
     def pull(self, saved, parameters, u):
-        return (reshape_stack(u, saved[0]),)
+        pulled = reshape_stack(u, saved[0])
+        if saved[2] and not shared_rows(pulled):
+            K, B = pulled.shape[:2]  # the layout of the layers below
+            pulled = pulled.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (K, B))
+        return (pulled,)
 
     def push(self, saved, parameters, xdots):
         return reshape_stack(xdots[0], saved[1])
@@ -43,8 +48,8 @@ class Permute(Rule):
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
         y = self.function(x, *extras)
-        order = self.function(torch.empty([1] * x.dim()).as_strided([1] * x.dim(), range(x.dim())), *extras).stride()
-        return y, (order, x.shape)
+        named = torch.empty(1).as_strided([1] * x.dim(), list(range(x.dim())))  # each dimension's stride is its number
+        return y, (self.function(named, *extras).stride(), x.shape)
 
     def pull(self, saved, parameters, u):
         order, _ = saved

@@ -1,0 +1,224 @@
+"""The command line: `python -m benchmarks train | speed | plot`, each with `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import BadArgument, data, machine, train
+from .cases import CASES
+from .peers import PEERS
+from .speed import Plan, measure
+
+FULL = {"rounds": 40, "seconds": 60.0, "visit": 0.02}
+QUICK = {"rounds": 7, "seconds": 3.0, "visit": 0.005}
+SLOW_TO_COMPILE = ("inductor", "inductor-autograd")
+
+
+def main() -> None:
+    """Parses the arguments and runs the command."""
+    parser = _parser()
+    arguments = parser.parse_args()
+    try:
+        arguments.run(arguments)
+    except BadArgument as error:
+        arguments.parser.error(str(error))
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Train with gradreg_fast, or time it.")
+    commands = parser.add_subparsers(required=True, metavar="train | speed | plot")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def command(name, run, description):
+        sub = commands.add_parser(
+            name, help=description, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        sub.set_defaults(run=run, parser=sub)
+        return sub
+
+    def common(sub):
+        sub.add_argument("--threads", type=_between(int, 1, cores), default=cores, help="CPU threads")
+        sub.add_argument("--device", type=_device, default=device, help="cpu or cuda")
+        sub.add_argument("--out", type=Path, default=Path("out"), help="folder for results and pictures")
+
+    sub = command("train", _train, "Train the same network with each engine and compare losses, accuracy and time.")
+    sub.add_argument(
+        "--data", default="digits", help=f"{', '.join(data.NAMES)}, or a .npz file: x, y[, x_test, y_test]"
+    )
+    sub.add_argument("--train-size", type=_between(int, 1), help="number of training samples; all by default")
+    sub.add_argument("--model", choices=train.MODELS, default="mlp", help="network")
+    sub.add_argument("--penalty", choices=train.PENALTIES, default="double_backprop", help="what is penalised")
+    sub.add_argument("--projections", type=_between(int, 1), help="estimate a Jacobian norm by that many projections")
+    sub.add_argument(
+        "--weight",
+        type=_between(float, 0),
+        nargs="+",
+        default=[0.1],
+        help="of the penalty; of several the best on a validation part of the training data is taken",
+    )
+    sub.add_argument("--engine", choices=(*train.ENGINES, "all"), default="all", help="none: without penalty")
+    sub.add_argument("--seeds", type=_between(int, 1), default=3, help="number of runs of each engine")
+    sub.add_argument("--epochs", type=_between(int, 1), default=20, help="passes over the training data")
+    sub.add_argument("--batch-size", type=_between(int, 1), default=64, help="samples a step")
+    sub.add_argument("--lr", type=_between(float, 0), default=0.02, help="learning rate of SGD with momentum 0.9")
+    common(sub)
+
+    sub = command("speed", _speed, "Time the penalised step of every case with every peer that is installed.")
+    sub.add_argument("--quick", action="store_true", help="a few small cases, in under two minutes")
+    sub.add_argument("--cases", nargs="+", metavar="CASE", default=[case.name for case in CASES], help="parts of names")
+    sub.add_argument("--peers", nargs="+", metavar="PEER", choices=PEERS, default=list(PEERS), help="names")
+    sub.add_argument(
+        "--repeats", type=_between(int, 1), help=f"rounds; {FULL['rounds']}, or {QUICK['rounds']} if quick"
+    )
+    common(sub)
+
+    sub = command("plot", _plot, "Redraw the picture of a results file, beside it.")
+    sub.add_argument("results", type=Path, metavar="RESULTS.json", help="written by train or speed")
+    return parser
+
+
+def _between(kind, low, high=math.inf):
+    """An argument type: a finite number from `low` to `high`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (low <= value <= high and math.isfinite(value)):
+            wanted = "an integer" if kind is int else "a number"
+            upper = f" and at most {high}" if high < math.inf else ""
+            raise argparse.ArgumentTypeError(f"must be {wanted} of at least {low}{upper}, got {text!r}")
+        return value
+
+    return parse
+
+
+def _device(text):
+    if text not in ("cpu", "cuda") or (text == "cuda" and not torch.cuda.is_available()):
+        raise argparse.ArgumentTypeError(f"must be cpu, or cuda where there is such a device, got {text!r}")
+    return text
+
+
+def _progress(console):
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+
+
+def _console():
+    console = Console()
+    return console if console.is_terminal else Console(width=240)
+
+
+def _train(arguments):
+    engines = tuple(train.ENGINES) if arguments.engine == "all" else (arguments.engine,)
+    if arguments.projections and not arguments.penalty.startswith("jacobian"):
+        raise BadArgument(f"--projections goes with a jacobian_* penalty, got {arguments.penalty}")
+    config = train.Config(
+        data=arguments.data,
+        train_size=arguments.train_size,
+        model=arguments.model,
+        penalty=arguments.penalty,
+        weights=tuple(arguments.weight),
+        projections=arguments.projections,
+        engines=engines,
+        seeds=arguments.seeds,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        lr=arguments.lr,
+        threads=arguments.threads,
+        device=arguments.device,
+    )
+    torch.set_num_threads(config.threads)
+    console = _console()
+    dataset = data.load(config.data, config.train_size)
+    train.layers(config, dataset)
+    with _progress(console) as progress:
+        task = progress.add_task(f"training with {', '.join(engines)}", total=train.total_steps(config, dataset))
+        results = train.train(config, dataset, lambda: progress.advance(task))
+    console.print(_training_table(results))
+    _finish(results, arguments.out / "train.json", console)
+
+
+def _training_table(results):
+    config = results["config"]
+    title = f"{config['model']} on {results['samples']} samples of {config['data']}, {config['penalty']}"
+    chosen = ", ".join(f"{each['weight']:g}: {each['accuracy']:.2%}" for each in results["validation_accuracy"])
+    difference, speedup = results["largest_loss_difference"], results["speedup"]
+    notes = [f"weight {results['weight']:g}" + (f", chosen by validation accuracy ({chosen})" if chosen else "")]
+    if difference is not None:
+        notes += [f"losses of gradreg_fast and autograd differ by {difference:.1e} at most in the first 50 steps"]
+        notes += ["autograd / gradreg_fast, time of a step: {1:.2f} ({0:.2f}-{2:.2f})".format(*speedup)]
+    table = Table("engine", "test accuracy", "last loss", "ms a step", title=title, caption="\n".join(notes))
+    for engine, figures in results["engines"].items():
+        accuracy = [100 * value for value in figures["test_accuracy"]]
+        deviation = f" ± {statistics.stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
+        low, median, high = (1e3 * value for value in figures["seconds_per_step"])
+        loss = statistics.mean(losses[-1] for losses in figures["losses"])
+        time = f"{median:.2f} ({low:.2f}-{high:.2f})"
+        table.add_row(engine, f"{statistics.mean(accuracy):.2f}{deviation} %", f"{loss:.4f}", time)
+    return table
+
+
+def _speed(arguments):
+    from . import report
+
+    chosen = [case for case in CASES if any(part in case.name for part in arguments.cases)]
+    if arguments.quick:
+        chosen = [case.quick() for case in chosen if case.quick_rows]
+    if not chosen:
+        names = ", ".join(case.name for case in CASES if case.quick_rows or not arguments.quick)
+        raise BadArgument(f"--cases must be parts of the names of cases, which are: {names}")
+    settings = QUICK if arguments.quick else FULL
+    if arguments.repeats:
+        settings = settings | {"rounds": arguments.repeats}
+    plan = Plan(**settings, threads=arguments.threads, device=arguments.device)
+    console = _console()
+    results = {
+        "kind": "speed",
+        "environment": machine.environment(plan.threads, plan.device),
+        "plan": vars(plan) | {"quick": arguments.quick},
+        "cases": [],
+    }
+    with _progress(console) as progress:
+        task = progress.add_task("", total=len(chosen))
+        for case in chosen:
+
+            def say(what, case=case):
+                progress.update(task, description=f"{case.name}: {what}")
+
+            slow = SLOW_TO_COMPILE if arguments.quick and not case.quick_compiled else ()
+            peers = [name for name in arguments.peers if name not in slow]
+            measured = measure(case, peers, plan, say)
+            results["cases"].append({"name": case.name, "rows": case.rows, "peers": measured})
+            progress.advance(task)
+    report.tables(results, console)
+    report.write_csv(results, arguments.out / "speed.csv")
+    _finish(results, arguments.out / "speed.json", console)
+
+
+def _plot(arguments):
+    from . import plot
+
+    print(plot.draw(arguments.results))
+
+
+def _finish(results, path, console):
+    from . import plot, report
+
+    report.write(results, path)
+    console.print(f"results: {path}, {plot.draw(path)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Pictures of results files, redrawn at any time by `python -m benchmarks plot RESULTS.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from . import BadArgument
+from .report import OURS, best, ratio, rivals, summary
+
+AHEAD, BEHIND, GREY = "#2a7f4f", "#b5382f", "#8a8a8a"
+ENGINE_COLOURS = {"gradreg_fast": AHEAD, "autograd": "#1f4e9c", "none": GREY}
+MARKERS = {
+    "autograd": ("o", "#1f4e9c"),
+    "autograd-channels-last": ("s", "#5b8fd9"),
+    "autograd-batched": ("D", "#8db3e8"),
+    "jacobian_regularizer": ("v", "#7d6bb3"),
+    "torch.func": ("^", "#3aa6a6"),
+    "inductor": ("P", "#d98a1f"),
+    "inductor-autograd": ("X", "#e8b766"),
+    "cuda-graph": ("*", "#555555"),
+    "jax": ("p", "#c44f9a"),
+}
+
+
+def draw(path: Path) -> Path:
+    """Draws the picture that belongs to a results file beside it.
+
+    Raises:
+        BadArgument: if the file holds no results.
+    """
+    try:
+        results = json.loads(path.read_text())
+        figure = {"speed": speed, "train": train}[results["kind"]](results)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadArgument(f"RESULTS.json must be a file that speed or train wrote: {path}: {error!r}") from error
+    picture = path.with_suffix(".png")
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)
+    return picture
+
+
+def speed(results: dict) -> Figure:
+    """Time and peak memory of every peer over ours, a line for each case."""
+    cases = results["cases"]
+    figure, (time, memory) = plt.subplots(
+        1, 2, sharey=True, figsize=(15, 2.6 + 0.42 * len(cases)), width_ratios=(3, 2), layout="constrained"
+    )
+    for row, case in enumerate(cases):
+        peers = case["peers"]
+        times = {name: ratio(peers, name) for name in rivals(peers)}
+        _line(time, row, {name: quartiles for name, quartiles in times.items() if quartiles}, best(peers, list(times)))
+        _line(memory, row, ratios := _memory_ratios(peers), min(ratios, key=lambda name: ratios[name][1], default=None))
+    labels = [f"{case['name']}  ({case['rows']} rows)\n{_under(case['peers'])}" for case in cases]
+    time.set_yticks(range(len(cases)), labels, fontsize=8)
+    time.set_ylim(len(cases) - 0.4, -0.6)
+    _ratio_axis(time, "time of a step, peer / gradreg_fast")
+    _ratio_axis(memory, "peak memory of a step, peer / gradreg_fast")
+    shown = [name for name in MARKERS if any(ratio(case["peers"], name) for case in cases)]
+    handles = [time.scatter([], [], marker=MARKERS[name][0], c=MARKERS[name][1], label=name) for name in shown]
+    handles += [time.barh(0, 0, color=AHEAD, alpha=0.4, label="best peer: gradreg_fast needs less")]
+    handles += [time.barh(0, 0, color=BEHIND, alpha=0.4, label="best peer: gradreg_fast needs more")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    figure.suptitle(f"Loss + penalty + all gradients\n{_where(results['environment'])}", fontsize=10)
+    return figure
+
+
+def _memory_ratios(peers):
+    ours = peers.get(OURS, {}).get("memory_bytes")
+    used = {name: peers[name].get("memory_bytes") for name in rivals(peers)}
+    return {name: [bytes / ours] * 3 for name, bytes in used.items() if bytes and ours}
+
+
+def _under(peers):
+    line = summary(peers)
+    if line["seconds"] is None:
+        return "not timed"
+    over_plain = f", {line['over_plain'][1]:.2g}x the step without penalty" if line["over_plain"] else ""
+    return f"{line['seconds'][1] * 1e3:.3g} ms{over_plain}"
+
+
+def _line(axes, row, ratios, nearest):
+    if nearest is None:
+        return
+    low, middle, high = ratios[nearest]
+    colour = AHEAD if middle > 1 else BEHIND
+    axes.barh(row, middle - 1, left=1, height=0.62, color=colour, alpha=0.4)
+    axes.plot([low, high], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
+    number = f"{middle:.2f}" if middle < 10 else f"{middle:.0f}"
+    place = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
+    axes.annotate(number, (min(low, 1), row), **place, fontsize=8, color=colour, fontweight="bold")
+    for name, (_, value, _) in ratios.items():
+        marker, peer_colour = MARKERS[name]
+        axes.scatter(value, row, marker=marker, color=peer_colour, s=26, zorder=3, linewidths=0)
+
+
+def _ratio_axis(axes: Axes, label: str) -> None:
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low / 1.15, 0.6), max(high, 1.7))  # room for the numbers
+    low, high = axes.get_xlim()
+    steps = (1, 2, 5) if high > 8 * low else (1, 1.2, 1.5, 2, 3, 5, 7)
+    ticks = [step * 10.0**power for power in range(-3, 5) for step in steps if low < step * 10.0**power < high]
+    axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks], fontsize=8)
+    axes.minorticks_off()
+    axes.axvline(1, color="black", linewidth=1)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(f"{label}\n(right of 1x: gradreg_fast needs less)", fontsize=9)
+
+
+def _where(environment):
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    threads = environment["threads"]
+    device = environment["cpu"] if environment["device"] == "cpu" else environment["device"]
+    commit = f", commit {environment['commit']}" if environment["commit"] else ""
+    return f"{device}, {threads} thread{'s' * (threads > 1)}; {versions}{commit}"
+
+
+def train(results: dict) -> Figure:
+    """Loss curves, test accuracy and seconds per step of every engine."""
+    engines, config = results["engines"], results["config"]
+    figure, (losses, accuracy, seconds) = plt.subplots(
+        1, 3, figsize=(13, 4.2), width_ratios=(2, 1, 1), layout="constrained"
+    )
+    for engine in sorted(engines, key=list(ENGINE_COLOURS).index, reverse=True):
+        dashed = engine == "gradreg_fast"
+        losses.plot(
+            _smooth(engines[engine]["losses"][0]),
+            label=engine,
+            color=ENGINE_COLOURS[engine],
+            linewidth=1.4 if dashed else 3,
+            linestyle="--" if dashed else "-",
+            alpha=1 if dashed else 0.5,
+        )
+    losses.set(xlabel="step", ylabel="loss with penalty, first seed", yscale="log")
+    difference = results["largest_loss_difference"]
+    if difference is not None:
+        losses.set_title(f"gradreg_fast and autograd: first 50 steps within {difference:.1e}", fontsize=9)
+    losses.legend(frameon=False, fontsize=9)
+    for column, (engine, figures) in enumerate(engines.items()):
+        values = [100 * value for value in figures["test_accuracy"]]
+        low, middle, high = (1e3 * value for value in figures["seconds_per_step"])
+        colour = ENGINE_COLOURS[engine]
+        accuracy.scatter([column] * len(values), values, color=colour, alpha=0.5, s=30)
+        accuracy.plot([column - 0.25, column + 0.25], [sum(values) / len(values)] * 2, color=colour, linewidth=3)
+        seconds.bar(column, middle, color=colour, alpha=0.7, yerr=[[middle - low], [high - middle]], capsize=4)
+    accuracy.set_ylabel("test accuracy in %: seeds, and their mean", fontsize=9)
+    seconds.set_ylabel("ms a step, median and quartiles", fontsize=9)
+    if results["speedup"]:
+        seconds.set_title(f"autograd / gradreg_fast: {results['speedup'][1]:.2f}", fontsize=9)
+    names = [engine if engine != "none" else "no penalty" for engine in engines]
+    for axes in (accuracy, seconds):
+        axes.set_xticks(range(len(names)), names, fontsize=8)
+        axes.set_xlim(-0.6, len(names) - 0.4)
+    for axes in (losses, accuracy, seconds):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+    title = f"{config['model']} on {results['samples']} samples of {config['data']}, {config['penalty']}"
+    figure.suptitle(f"{title}, weight {results['weight']:g}\n{_where(results['environment'])}", fontsize=10)
+    return figure
+
+
+def _smooth(values, points=400):
+    """Means over equal stretches, so that a long curve stays a line."""
+    stretch = -(-len(values) // points)
+    return [sum(values[i : i + stretch]) / len(values[i : i + stretch]) for i in range(0, len(values), stretch)]

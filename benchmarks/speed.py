@@ -1,0 +1,182 @@
+"""How it is measured: each case in a process of its own, every peer checked first, then timed in interleaved rounds.
+
+A round visits every peer once, in rotating order; a visit repeats the step until it lasts long enough to be timed. So a
+round's times are side by side, ratios are taken within rounds, and a slow minute of the machine hits every peer alike.
+A peer's loss and gradients are compared with eager autograd's in float64 before it is timed; one with wrong numbers is
+reported as wrong and not timed. Every PyTorch peer flushes denormals to zero, as XLA always does: a softplus network's
+eager step is three times slower without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from . import memory
+from .cases import Case
+from .peers import PEERS, Autograd, Peer, Plain
+
+WRONG = 2e-2  # relative; one ReLU that rounding puts on its other side moves a small gradient by up to 6e-3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure.
+
+    Attributes:
+        rounds: the number of rounds.
+        seconds: for all rounds of a case; when they are spent the rounds end, but never before the fifth.
+        visit: the least duration of a visit, in seconds.
+        threads: CPU cores that every peer may use.
+        device: "cpu" or "cuda".
+    """
+
+    rounds: int
+    seconds: float
+    visit: float
+    threads: int
+    device: str
+
+
+def measure(case: Case, peers: Sequence[str], plan: Plan, report: Callable[[str], Any]) -> dict:
+    """Measures one case in a fresh process.
+
+    Args:
+        case: the workload.
+        peers: names in `PEERS`.
+        plan: how long.
+        report: is told what is going on, in a few words.
+
+    Returns:
+        For each peer its `status` ("ok", "wrong", "skipped" or "failed") and figures.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    os.environ |= {"OMP_NUM_THREADS": str(plan.threads), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    process = context.Process(target=_measure_here, args=(case, peers, plan, sender))
+    process.start()
+    sender.close()
+    try:
+        while isinstance(message := receiver.recv(), str):
+            report(message)
+        return message
+    except EOFError:
+        process.join()
+        return {name: _unmeasured("failed", f"the process ended with code {process.exitcode}") for name in peers}
+    finally:
+        process.join(timeout=10)
+        process.terminate()
+        process.join()
+
+
+def _measure_here(case, peers, plan, sender):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: plan.threads])
+    torch.set_num_threads(plan.threads)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_flush_denormal(True)
+    warnings.simplefilter("ignore")
+    results: dict[str, dict] = {}
+    sender.send("reference in float64")
+    case = balanced(case, plan.device)
+    ready = dict(_ready(case, peers, plan, results, sender.send))
+    times = _interleaved(ready, plan, sender.send)
+    for name, peer in ready.items():
+        sender.send(f"memory of {name}")
+        results[name] |= {
+            "status": "ok",
+            "seconds": times[name],
+            "units": peer.units(),
+            "memory_bytes": memory.peak(peer.step, plan.device),
+        }
+    sender.send({name: results[name] for name in peers})
+
+
+def _ready(case, peers, plan, results, report) -> Iterator[tuple[str, Peer]]:
+    """The peers that run and are right; the others are entered into `results`."""
+    plain = Plain(case, plan.device, torch.float64).numbers()
+    truth = Autograd(case, plan.device, torch.float64).numbers()
+    for name in peers:
+        if reason := PEERS[name].unavailable(case, plan.device):
+            results[name] = _unmeasured("skipped", reason)
+            continue
+        report(f"preparing {name}")
+        try:
+            start = time.perf_counter()
+            peer = PEERS[name](case, plan.device)
+            error = difference(peer.numbers(), plain if name == Plain.name else truth)
+            results[name] = {"error": error, "first_step_seconds": time.perf_counter() - start}
+        except Exception as exception:  # a peer that fails must not end the measurement of the others
+            message = f"{type(exception).__name__}: {exception}".strip().splitlines()[0]
+            results[name] = _unmeasured("failed", message[:300])
+            continue
+        if error < WRONG:
+            yield name, peer
+        else:
+            results[name] |= _unmeasured("wrong", f"off by {error:.1e} from float64 autograd")
+
+
+def _unmeasured(status, reason):
+    return {"status": status, "reason": reason}
+
+
+def balanced(case: Case, device: str = "cpu") -> Case:
+    """The case with a weight that gives task and penalty gradients of like size, so that neither can hide an error."""
+    if case.task == "none":
+        return case
+    (_, task), (_, both) = (peer(case, device, torch.float64).numbers() for peer in (Plain, Autograd))
+    penalty = {name: (both[name] - task[name]) / case.weight for name in task}
+    return replace(case, weight=float(f"{_norm(task) / _norm(penalty):.0e}"))
+
+
+def _norm(gradients):
+    return torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+
+
+def difference(numbers: tuple, truth: tuple) -> float:
+    """The largest relative difference of loss and gradients; NaN counts as infinite.
+
+    A parameter's difference is relative to the norm of its gradient, or to a hundredth of all gradients' norm where its
+    own is smaller (a bias before a normalisation has none).
+    """
+    (loss, gradients), (true_loss, true_gradients) = numbers, truth
+    floor = 1e-2 * _norm(true_gradients)
+    differences = [(loss - true_loss).abs() / true_loss.abs()]
+    for name, true in true_gradients.items():
+        differences.append((gradients[name] - true).norm() / torch.maximum(true.norm(), floor))
+    return torch.stack(differences).nan_to_num(nan=float("inf")).max().item()
+
+
+def _interleaved(peers: dict[str, Peer], plan: Plan, report) -> dict[str, list[float]]:
+    """Seconds per step of every peer in every round."""
+    synchronise = torch.cuda.synchronize if plan.device.startswith("cuda") else contextlib.nullcontext
+
+    def visit(peer, steps):
+        synchronise()
+        start = time.perf_counter()
+        for _ in range(steps):
+            peer.step()
+        synchronise()
+        return (time.perf_counter() - start) / steps
+
+    steps = {}
+    for name, peer in peers.items():
+        visit(peer, 1)
+        steps[name] = max(1, round(plan.visit / visit(peer, 2)))
+    times: dict[str, list[float]] = {name: [] for name in peers}
+    names = list(peers)
+    start = time.perf_counter()
+    for i in range(plan.rounds):
+        if i >= 5 and time.perf_counter() - start > plan.seconds:
+            break
+        report(f"round {i + 1} of {plan.rounds}")
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            times[name].append(visit(peers[name], steps[name]))
+    return times

@@ -1,0 +1,1 @@
+"""Tests of gradreg_fast; the tree mirrors the package's."""

@@ -1,0 +1,119 @@
+"""Convolutions with all their options: values and every gradient, as autograd gives them."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import gradreg_fast
+from tests.parity import assert_layer, assert_primitives, is_opaque
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+OPTIONS = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "one by one": {"kernel_size": 1},
+    "kernel of two sizes": {"kernel_size": (1, 5), "padding": (0, 2)},
+    "stride": {"stride": 2},
+    "two strides": {"stride": (2, 3)},
+    "stride beyond the kernel": {"kernel_size": 2, "stride": 3},
+    "padding": {"padding": 1},
+    "two paddings": {"padding": (0, 2)},
+    "stride and padding": {"stride": 2, "padding": 1},
+    "dilation": {"dilation": 2},
+    "two dilations": {"dilation": (1, 2), "padding": (1, 2)},
+    "groups": {"groups": 2},
+    "depthwise": {"groups": 4, "padding": 1},
+    "everything": {"stride": (2, 1), "padding": (2, 1), "dilation": (1, 2), "groups": 2, "bias": False},
+    "valid": {"padding": "valid", "stride": 2},
+    "same": {"padding": "same"},
+    "same, even kernel": {"kernel_size": 2, "padding": "same"},
+    "same, even and odd kernel": {"kernel_size": (4, 3), "padding": "same", "dilation": (1, 2)},
+    "reflect": {"padding": 2, "padding_mode": "reflect"},
+    "replicate": {"padding": (1, 2), "padding_mode": "replicate"},
+    "circular": {"padding": 1, "padding_mode": "circular", "stride": 2},
+    "same, circular, even kernel": {"kernel_size": 2, "padding": "same", "padding_mode": "circular"},
+    "same, reflect": {"padding": "same", "padding_mode": "reflect", "dilation": 2},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options(options):
+    def make():
+        return nn.Conv2d(4, 4, **{"kernel_size": 3, **options})
+
+    assert not is_opaque(nn.Sequential(make()))
+    assert_layer(make, (4, 7, 6))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 7)])
+@pytest.mark.parametrize("channels", [(1, 1), (1, 5), (3, 1)])
+def test_odd_sizes(size, channels):
+    assert_layer(lambda: nn.Conv2d(*channels, 3, padding=1), (channels[0], *size), size=1)
+
+
+def critic(outputs, activation=nn.LeakyReLU):
+    """Ends in a convolution, as convolutional critics do."""
+    return nn.Sequential(
+        nn.Conv2d(2, 5, 4, 2, 1), activation(), nn.Conv2d(5, 7, 4, 2, 1), activation(), nn.Conv2d(7, outputs, 2)
+    )
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.Softplus])
+def test_last_layer_is_a_convolution(outputs, activation):
+    assert_primitives(critic(outputs, activation), torch.randn(3, 2, 8, 8))
+    assert_primitives(nn.Sequential(critic(outputs, activation), nn.Flatten(0)), torch.randn(1, 2, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        lambda: torch.randn(3, 2, 8, 8).contiguous(memory_format=torch.channels_last),
+        lambda: torch.randn(3, 2, 16, 8)[:, :, ::2],
+        lambda: torch.randn(8, 8, 2, 3).permute(3, 2, 0, 1),
+        lambda: torch.randn(3, 2, 8, 1).expand(3, 2, 8, 8),
+    ],
+    ids=["channels last", "strided", "permuted", "expanded"],
+)
+@pytest.mark.parametrize(("outputs", "activation"), [(1, nn.LeakyReLU), (2, nn.Tanh)])
+def test_strides(x, outputs, activation):
+    assert_primitives(critic(outputs, activation), x())
+    assert_primitives(critic(outputs, activation).to(memory_format=torch.channels_last), x())
+
+
+def test_functional_call():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Conv2d(2, 3, 3)
+
+        def forward(self, x):
+            x = torch.tanh(functional.conv2d(x, self.inner.weight, None, 2, padding=1))
+            return torch.tanh(functional.conv2d(x, self.inner.weight[:, :1].repeat(1, 3, 1, 1), padding="valid"))
+
+    assert_primitives(Net(), torch.randn(2, 2, 7, 7))
+
+
+def test_functional_same_padding_is_left_to_autograd():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Conv2d(2, 3, 2)
+
+        def forward(self, x):
+            return torch.tanh(functional.conv2d(x, self.inner.weight, self.inner.bias, padding="same"))
+
+    assert_primitives(Net(), torch.randn(2, 2, 3, 4))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Conv1d(2, 3, 3, padding=1), lambda: nn.ConvTranspose1d(2, 3, 3, padding=1)])
+def test_other_convolutions_are_left_to_autograd(make):
+    model = nn.Sequential(nn.Conv1d(2, 2, 1), nn.Tanh(), make(), nn.Tanh(), nn.Flatten(), nn.Linear(15, 2))
+    assert_primitives(model, torch.randn(3, 2, 5))
+
+
+def test_no_batch_dimension_is_an_error():
+    with pytest.raises(ValueError, match="batch"):
+        gradreg_fast.value_and_vjp(nn.Conv2d(2, 3, 3), torch.randn(2, 5, 5))

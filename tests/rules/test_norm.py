@@ -1,0 +1,169 @@
+"""Batch normalisation, training and evaluating: values, every gradient, and running statistics updated once."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import gradreg_fast
+from tests.parity import assert_layer, assert_primitives, between, is_opaque
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+OPTIONS = {
+    "plain": {},
+    "not affine": {"affine": False},
+    "cumulative": {"momentum": None},
+    "momentum": {"momentum": 0.3, "eps": 1e-2},
+    "untracked": {"track_running_stats": False},
+    "untracked, not affine": {"track_running_stats": False, "affine": False},
+}
+
+
+def normalisation(kind, features, training, **options):
+    """A layer whose parameters and statistics are not the initial ones."""
+    layer = kind(features, **options).train(training)
+    with torch.no_grad():
+        for tensor in (*layer.parameters(), *layer.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand_like(tensor) + 0.5)
+    return layer
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(("kind", "shape"), [(nn.BatchNorm1d, (5,)), (nn.BatchNorm2d, (3, 5, 1))], ids=["1d", "2d"])
+def test_options(kind, shape, options, training):
+    def make():
+        return normalisation(kind, shape[0], training, **options)
+
+    assert not is_opaque(nn.Sequential(nn.Linear(5, 5), make()))
+    assert_layer(make, shape, size=4)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_sequences(training):
+    layer = normalisation(nn.BatchNorm1d, 3, training)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), layer, nn.Tanh(), nn.Flatten(), nn.Linear(21, 2))
+    assert_primitives(model, torch.randn(4, 3, 5))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_volumes(training):
+    model = nn.Sequential(nn.Linear(2, 3), normalisation(nn.BatchNorm3d, 2, training), nn.Tanh(), nn.Flatten(), nn.Linear(36, 1))
+    assert_primitives(model, torch.randn(2, 2, 3, 2, 2))
+
+
+def test_two_samples_and_one_position():
+    assert_layer(lambda: normalisation(nn.BatchNorm1d, 5, True), (5,), size=2)
+    assert_layer(lambda: normalisation(nn.BatchNorm2d, 3, True), (3, 1, 2), size=1)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_channels_last(training):
+    model = between(normalisation(nn.BatchNorm2d, 3, training), (3, 5, 4)).to(memory_format=torch.channels_last)
+    assert_primitives(model, torch.randn(3, 2, 5, 4).contiguous(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_frozen(frozen, training):
+    layer = normalisation(nn.BatchNorm1d, 5, training)
+    getattr(layer, frozen).requires_grad_(False)
+    assert_primitives(between(layer, (5,)), torch.randn(4, 4))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_one_layer_used_twice(training):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = normalisation(nn.BatchNorm1d, 5, training)
+            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            h = self.norm(self.first(x))
+            return self.last(self.norm(torch.tanh(h)))
+
+    assert_primitives(Net(), torch.randn(4, 4))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("affine", [True, False])
+def test_functional_call(training, affine):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = normalisation(nn.BatchNorm1d, 5, training)
+            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            layer = self.norm
+            weights = (layer.weight, layer.bias) if affine else (None, None)
+            x = self.first(x)
+            x = functional.batch_norm(x, layer.running_mean, layer.running_var, *weights, training, momentum=0.2)
+            return self.last(torch.tanh(x))
+
+    assert_primitives(Net(), torch.randn(4, 4))
+
+
+QUANTITIES = {
+    "vjp": gradreg_fast.value_and_vjp,
+    "norm": gradreg_fast.jacobian_sqnorm,
+    "estimate": lambda model, x: gradreg_fast.jacobian_sqnorm(model, x, 2),
+    "penalty": gradreg_fast.functional.gradient_penalty,
+}
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES.values(), ids=QUANTITIES)
+def test_running_statistics_are_updated_once(quantity):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1))
+    x = torch.randn(6, 3)
+    y, g = quantity(model, x)
+    (y.sum() + g.sum()).backward()
+    inner = model[0](x)
+    assert model[1].num_batches_tracked == 1
+    torch.testing.assert_close(model[1].running_mean, 0.1 * inner.mean(0))
+    torch.testing.assert_close(model[1].running_var, 0.9 + 0.1 * inner.var(0))
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES.values(), ids=QUANTITIES)
+def test_evaluation_updates_nothing(quantity):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).eval()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    y, g = quantity(model, torch.randn(6, 3))
+    (y.sum() + g.sum()).backward()
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name])
+
+
+def test_a_second_forward_before_the_first_backward():
+    """The running statistics that it changes are not part of the first."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1))
+    y, g = gradreg_fast.value_and_vjp(model, torch.randn(6, 3))
+    gradreg_fast.value_and_vjp(model, torch.randn(6, 3))
+    (y.sum() + g.square().sum()).backward()
+    assert model[0].weight.grad.isfinite().all()
+
+
+def test_one_value_per_channel_is_an_error():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    with pytest.raises(ValueError, match="more than one value per channel"):
+        gradreg_fast.value_and_vjp(model, torch.randn(1, 3))
+
+
+@pytest.mark.parametrize("make", [lambda: nn.LayerNorm(5), lambda: nn.GroupNorm(1, 5), lambda: nn.InstanceNorm1d(5)])
+def test_others_are_left_to_autograd(make):
+    layer = make()
+    if isinstance(layer, nn.InstanceNorm1d):
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), layer, nn.Flatten(), nn.Linear(30, 2))
+        assert_primitives(model, torch.randn(3, 5, 4))
+    else:
+        assert_primitives(between(layer, (5,)), torch.randn(3, 4))
+
+
+def test_a_layer_that_tracks_without_a_rule_is_updated_once():
+    layer = nn.InstanceNorm1d(5, track_running_stats=True)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), layer, nn.Flatten(), nn.Linear(30, 2))
+    assert is_opaque(model)
+    assert_primitives(model, torch.randn(3, 5, 4))
