@@ -1,8 +1,8 @@
-"""Runs of nodes that one compiled operation serves: today a network that is wholly fully connected.
+"""Networks that are wholly fully connected, for the compiled operations that carry a tile of rows through two sweeps.
 
-The five functions of a rule are too fine for such kernels, which carry a tile of rows through two sweeps at once; so a
-fused network takes the place of the engine's sweeps, and the graph that it was made of is its reference in PyTorch
-lines: same question, same numbers.
+A rule's five functions are too fine for such kernels; so here an operation takes the place of the engine's sweeps 1 and
+2, and another that of 3 and 4. The graph that the network was found in is their reference in PyTorch lines: the same
+question, the same numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradreg_fast import backend
+from gradreg_fast.backend import available, current
 from gradreg_fast.graph import Graph
 from gradreg_fast.rules import activation
 from gradreg_fast.rules.base import Rule
@@ -55,6 +55,69 @@ class Mlp:
     settings: tuple[float, ...]
     curvature_free: bool
 
+    def forward_pull(
+        self, x: Tensor, cotangent: Tensor | None, tensors: Sequence[Tensor | None], stack: int, *, keep: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sweeps 1 and 2.
+
+        Args:
+            x: ``[B, d]``.
+            cotangent: ``[K, B, n]``; None for ones.
+            tensors: the graph's.
+            stack: K.
+            keep: whether `push_adjoint` follows.
+
+        Returns:
+            y ``[B, n]``, g ``[K, B, d]`` and what `push_adjoint` needs.
+        """
+        weights = [tensors[slot] for slot in self.weights]
+        biases = [None if slot is None else tensors[slot] for slot in self.biases]
+        unit_seed = self.unit_seed(weights, stack)
+        return torch.ops.gradreg_fast.mlp_forward_pull(
+            x, cotangent, weights, biases, self.kinds, self.settings, stack, unit_seed, keep
+        )
+
+    def push_adjoint(
+        self,
+        x: Tensor,
+        cotangent: Tensor | None,
+        kept: Tensor,
+        weights: Sequence[Tensor],
+        stack: int,
+        adjoints: tuple[Tensor | None, Tensor | None],
+        wanted: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """Sweeps 3 and 4.
+
+        Args:
+            x: as given to `forward_pull`.
+            cotangent: as given to it.
+            kept: as returned by it.
+            weights: of each layer.
+            stack: as given to it.
+            adjoints: of y and g; None where nothing depends on them.
+            wanted: whether to compute the gradients of x, of the cotangent and of the tensor in each slot.
+
+        Returns:
+            These gradients; None where not wanted, or zero.
+        """
+        slots = [slot for pair in zip(self.weights, self.biases, strict=True) for slot in pair]
+        flags = [wanted[0], wanted[1] and adjoints[1] is not None]
+        flags += [slot is not None and wanted[2 + slot] for slot in slots]
+        results = torch.ops.gradreg_fast.mlp_push_adjoint(
+            x, cotangent, kept, weights, self.kinds, self.settings, stack, self.unit_seed(weights, stack), *adjoints, flags
+        )
+        results = iter(results)
+        gradients: list[Tensor | None] = [None] * len(wanted)
+        for place, flag in zip((0, 1, *(2 + (slot or 0) for slot in slots)), flags, strict=True):
+            if flag:
+                gradients[place] = next(results)
+        return gradients
+
+    def unit_seed(self, weights: Sequence[Tensor], stack: int) -> bool:
+        """Whether adjoints are cotangents, scaled: one output, piecewise linear; kept are those of a unit seed."""
+        return self.curvature_free and stack == 1 and len(weights[-1]) == 1
+
 
 def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp | None:
     """The network as kernels take it, if one serves this graph at this input and the backend's choice allows it."""
@@ -66,10 +129,10 @@ def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp
         return None  # the PyTorch lines say what is wrong
     if any(type(tensor) is not torch.nn.Parameter and type(tensor) is not Tensor for tensor in (x, *matrices)):
         return None
-    choice = backend.current()
+    choice = current()
     if choice == "torch" or (choice == "auto" and widest(matrices) > CROSSOVER[x.dtype]):
         return None
-    return mlp if backend.available() else None
+    return mlp if available() else None
 
 
 def widest(matrices: Sequence[Tensor]) -> int:

@@ -6,7 +6,7 @@ that a penalty on input gradients is an ordinary first-order operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 
 import torch
@@ -16,6 +16,7 @@ from gradreg_fast import contraction, planner
 from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
+from gradreg_fast.mlp import Mlp, kernel_for
 from gradreg_fast.rules.base import Rule, elements, per_sample
 
 TWICE = (
@@ -100,6 +101,9 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
     """y and ``g^k = J^T c^k``: ``[K, B, ...]``."""
     wanted = wanted_now(tensors)
     given = cotangent if isinstance(cotangent, Tensor) else None
+    mlp = kernel_for(graph, x, tensors)
+    if mlp is not None and (cotangent is None or given is not None):
+        return mlp_vjp(mlp, tensors, x, given)
     if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
         y, linearization = linearize(graph, x, tensors)
         g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
@@ -118,6 +122,10 @@ def sqnorm(
 
     With `one_output`, a seed with more than one element a sample is an error.
     """
+    mlp = kernel_for(graph, x, tensors)
+    if mlp is not None and cotangents is None and len(tensors[mlp.weights[-1]]) == 1:
+        y, g = mlp_vjp(mlp, tensors, x, None)
+        return y, g[0].square().sum(1)
     wanted = wanted_now(tensors)
     if not (any(wanted) or differentiable(x)):
         y, linearization = linearize(graph, x, tensors)
@@ -235,6 +243,38 @@ class _ValueAndSqnorm(torch.autograd.Function):
         return None, None, None, None, xbar if x_wanted else None, *terms.totals
 
 
+def mlp_vjp(mlp: Mlp, tensors: list, x: Tensor, cotangent: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`stacked_vjp` by compiled kernels."""
+    outputs = len(tensors[mlp.weights[-1]])
+    if cotangent is not None and cotangent.shape[1:] != (len(x), outputs):
+        raise ValueError(wrong_cotangent((len(x), outputs), cotangent))
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, cotangent, *tensors)):
+        return _MlpValueAndVjp.apply(mlp, x, cotangent, *tensors)
+    stack = 1 if cotangent is None else len(cotangent)
+    return mlp.forward_pull(x, cotangent, tensors, stack, keep=False)[:2]
+
+
+class _MlpValueAndVjp(torch.autograd.Function):
+    """`_ValueAndVjp` of a network that compiled kernels take as a whole."""
+
+    @staticmethod
+    def forward(ctx, mlp, x, cotangent, *tensors):
+        ctx.set_materialize_grads(False)
+        ctx.mlp = mlp
+        ctx.stack = 1 if cotangent is None else len(cotangent)
+        ctx.is_tensor = [False, True, cotangent is not None, *(tensor is not None for tensor in tensors)]
+        y, g, kept = mlp.forward_pull(x, cotangent, tensors, ctx.stack, keep=True)
+        ctx.save_for_backward(x, cotangent, kept, *(tensors[slot] for slot in mlp.weights))
+        return y, g
+
+    @staticmethod
+    @closed_form
+    def backward(ctx, ybar, gbar):
+        x, cotangent, kept, *weights = ctx.saved_tensors
+        wanted = requested(ctx, 1)
+        return None, *ctx.mlp.push_adjoint(x, cotangent, kept, weights, ctx.stack, (ybar, gbar), wanted)
+
+
 def _norms(linearization, cotangents, one_output, keep):
     """Norms, plan and state of `contraction.squared_norm`."""
     seed = linearization.graph.seed
@@ -260,7 +300,7 @@ def adjoints_are_cotangents(linearization: Linearization) -> bool:
         and graph.curvature_free
         and not graph.couples_samples
         and len(shapes[graph.seed]) > 0
-        and shapes[graph.seed].numel() == B
+        and planner.width(linearization, graph.seed) == 1
         and planner.batch_stays_first(linearization)
     )
 
@@ -309,7 +349,12 @@ def check_cotangent(cotangent: Tensor | None, linearization: Linearization) -> N
     """Raise unless the cotangents ``[K, B, ...]`` fit the seed."""
     shape = linearization.shapes[linearization.graph.seed]
     if cotangent is not None and cotangent.shape[1:] != shape:
-        raise ValueError(f"cotangent must be shaped like the output {tuple(shape)}, got {tuple(cotangent.shape[1:])}")
+        raise ValueError(wrong_cotangent(shape, cotangent))
+
+
+def wrong_cotangent(shape: Sequence[int], cotangent: Tensor) -> str:
+    """What is wrong with a cotangent stack for an output of this shape."""
+    return f"cotangent must be shaped like the output {tuple(shape)}, got {tuple(cotangent.shape[1:])}"
 
 
 def differentiable(tensor: Tensor | None) -> bool:
