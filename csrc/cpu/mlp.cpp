@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <optional>
 #include <vector>
 
@@ -167,8 +168,8 @@ struct Split {
         for (const Tensor& weight : network.weights) weights += weight.size(0) * weight.size(1);
         const int64_t work = rows * std::max<int64_t>(stack, 1) * weights;
         const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), work / thread_work);
-        tile = 32;
-        while (tile > 8 && scratch_of(tile) * element > tile_bytes) tile /= 2;
+        tile = std::getenv("TILE") ? std::atoi(std::getenv("TILE")) : 48;
+        while (tile > 8 && !std::getenv("TILE") && scratch_of(tile) * element > tile_bytes) tile /= 2;
         rows_each = round_up((rows + std::max<int64_t>(workers, 1) - 1) / std::max<int64_t>(workers, 1), 8);
         rows_each = std::max<int64_t>(rows_each, 8);
         threads = std::max<int64_t>((rows + rows_each - 1) / rows_each, 1);

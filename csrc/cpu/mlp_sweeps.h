@@ -100,8 +100,8 @@ struct Sweeps {
         if (is_narrow<T, Bytes>(layer.outputs, layer.output_stride, layer.inputs, layer.input_stride))
             return narrow_product<T, Bytes>(rows, layer.outputs, layer.input_stride, h, layer.input_stride,
                                             layer.weight, layer.input_stride, z, layer.output_stride, bias);
-        product<T, Bytes>(rows, layer.output_stride, layer.inputs, h, layer.input_stride, 1, layer.transposed,
-                          layer.output_stride, z, layer.output_stride, bias ? Start::Bias : Start::Zero, bias);
+        product<T, Bytes, false>(rows, layer.output_stride, layer.inputs, h, layer.input_stride, layer.transposed,
+                                 layer.output_stride, z, layer.output_stride, bias ? Start::Bias : Start::Zero, bias);
     }
 
     // u W: rows [rows, output_stride] to [rows, input_stride].
@@ -109,8 +109,8 @@ struct Sweeps {
         if (is_narrow<T, Bytes>(layer.inputs, layer.input_stride, layer.outputs, layer.output_stride))
             return narrow_product<T, Bytes>(rows, layer.inputs, layer.output_stride, u, layer.output_stride,
                                             layer.transposed, layer.output_stride, below, layer.input_stride, nullptr);
-        product<T, Bytes>(rows, layer.input_stride, layer.outputs, u, layer.output_stride, 1, layer.weight,
-                          layer.input_stride, below, layer.input_stride, Start::Zero);
+        product<T, Bytes, false>(rows, layer.input_stride, layer.outputs, u, layer.output_stride, layer.weight,
+                                 layer.input_stride, below, layer.input_stride, Start::Zero);
     }
 
     // Add sum_r left_r (x) right_r, [rows, output_stride] and [rows, input_stride], to the weight's gradient.
@@ -119,11 +119,11 @@ struct Sweeps {
         if (gradient.weight == nullptr) return;
         const Start start = accumulate ? Start::Accumulate : Start::Zero;
         if (gradient.transposed)
-            product<T, Bytes>(layer.inputs, layer.output_stride, rows, right, 1, layer.input_stride, left,
-                              layer.output_stride, gradient.weight, layer.output_stride, start);
+            product<T, Bytes, true>(layer.inputs, layer.output_stride, rows, right, layer.input_stride, left,
+                                    layer.output_stride, gradient.weight, layer.output_stride, start);
         else
-            product<T, Bytes>(layer.outputs, layer.input_stride, rows, left, 1, layer.output_stride, right,
-                              layer.input_stride, gradient.weight, layer.input_stride, start);
+            product<T, Bytes, true>(layer.outputs, layer.input_stride, rows, left, layer.output_stride, right,
+                                    layer.input_stride, gradient.weight, layer.input_stride, start);
     }
 
     // Add sum_r factor_r row_r to the bias's gradient; null: factors one.

@@ -1,7 +1,6 @@
 // Matrix products of a tile, in registers: C (+)= A B, with B's columns across the lanes and A broadcast.
 //
-// A is read with any two strides, so that the same lines multiply by a transpose: weight gradients are products over the
-// rows. Widths of B and C are whole registers.
+// A may be given transposed: weight gradients are products over the rows. Widths of B and C are whole registers.
 
 #pragma once
 
@@ -14,10 +13,10 @@ namespace gradreg_fast {
 // How a product begins.
 enum class Start { Zero, Bias, Accumulate };
 
-// C [M, N registers] in registers throughout. 512-bit code has 32 of them, the others 16.
-template <class T, int Bytes, int M, int N>
-GRADREG_FAST_INLINE void product_block(int64_t depth, const T* a, int64_t a_row, int64_t a_column, const T* b,
-                                       int64_t b_row, T* c, int64_t c_row, Start start, const T* bias) {
+// C [M, N registers] in registers throughout.
+template <class T, int Bytes, int M, int N, bool Transposed>
+GRADREG_FAST_INLINE void product_block(int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c,
+                                       int64_t c_stride, Start start, const T* bias) {
     using V = Vector<T, Bytes>;
     typename V::T sum[M][N];
 #pragma GCC unroll 16
@@ -27,55 +26,70 @@ GRADREG_FAST_INLINE void product_block(int64_t depth, const T* a, int64_t a_row,
             if (start == Start::Zero)
                 sum[i][j] = typename V::T{};
             else
-                sum[i][j] = V::load(start == Start::Bias ? bias + j * V::lanes : c + i * c_row + j * V::lanes);
+                sum[i][j] = V::load(start == Start::Bias ? bias + j * V::lanes : c + i * c_stride + j * V::lanes);
         }
+#pragma GCC unroll 2
     for (int64_t k = 0; k < depth; ++k) {
         typename V::T line[N];
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) line[j] = V::load(b + k * b_row + j * V::lanes);
+        for (int j = 0; j < N; ++j) line[j] = V::load(b + j * V::lanes);
 #pragma GCC unroll 16
         for (int i = 0; i < M; ++i) {
-            const typename V::T factor = V::broadcast(a[i * a_row + k * a_column]);
+            const typename V::T factor = V::broadcast(Transposed ? a[i] : a[i * a_stride]);
 #pragma GCC unroll 4
             for (int j = 0; j < N; ++j) sum[i][j] += factor * line[j];
         }
+        a += Transposed ? a_stride : 1;
+        b += b_stride;
     }
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) V::store(c + i * c_row + j * V::lanes, sum[i][j]);
+        for (int j = 0; j < N; ++j) V::store(c + i * c_stride + j * V::lanes, sum[i][j]);
 }
 
-// C [rows, N registers]: full blocks of M rows, then halves for what is left.
-template <class T, int Bytes, int M, int N>
-void product_panel(int64_t rows, int64_t depth, const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_row,
-                   T* c, int64_t c_row, Start start, const T* bias) {
-    int64_t i = 0;
-    for (; i + M <= rows; i += M)
-        product_block<T, Bytes, M, N>(depth, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row, c_row, start,
-                                      bias);
+// C [rows, N registers]: blocks of M rows, and a smaller one for what is left.
+template <class T, int Bytes, int M, int N, bool Transposed>
+void product_panel(int64_t rows, int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c,
+                   int64_t c_stride, Start start, const T* bias) {
+    while (rows >= M) {
+        product_block<T, Bytes, M, N, Transposed>(depth, a, a_stride, b, b_stride, c, c_stride, start, bias);
+        a += M * (Transposed ? 1 : a_stride);
+        c += M * c_stride;
+        rows -= M;
+    }
     if constexpr (M > 1)
-        if (i < rows)
-            product_panel<T, Bytes, M / 2, N>(rows - i, depth, a + i * a_row, a_row, a_column, b, b_row, c + i * c_row,
-                                              c_row, start, bias);
+        if (rows > 0)
+            product_panel<T, Bytes, M - 1, N, Transposed>(rows, depth, a, a_stride, b, b_stride, c, c_stride, start,
+                                                          bias);
 }
 
-// C [rows, width] (+)= A [rows, depth] B [depth, width], width in whole registers.
-template <class T, int Bytes>
-void product(int64_t rows, int64_t width, int64_t depth, const T* a, int64_t a_row, int64_t a_column, const T* b,
-             int64_t b_row, T* c, int64_t c_row, Start start, const T* bias = nullptr) {
+// C [rows, width] (+)= A B with A [rows, depth], or its transpose given, and B [depth, width]; whole registers wide.
+template <class T, int Bytes, bool Transposed>
+void product(int64_t rows, int64_t width, int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
+             T* c, int64_t c_stride, Start start, const T* bias = nullptr) {
     using V = Vector<T, Bytes>;
-    constexpr int M = Bytes == 64 ? 8 : 4;
-    constexpr int tall = Bytes == 64 ? 4 : 2;  // few rows: as many sums in flight with more registers a row
-    int64_t j = 0;
-    if (rows <= M / 2)
-        for (; j + tall * V::lanes <= width; j += tall * V::lanes)
-            product_panel<T, Bytes, M / 2, tall>(rows, depth, a, a_row, a_column, b + j, b_row, c + j, c_row, start,
-                                                 bias + j);
-    for (; j + 2 * V::lanes <= width; j += 2 * V::lanes)
-        product_panel<T, Bytes, M, 2>(rows, depth, a, a_row, a_column, b + j, b_row, c + j, c_row, start, bias + j);
-    for (; j < width; j += V::lanes)
-        product_panel<T, Bytes, M, 1>(rows, depth, a, a_row, a_column, b + j, b_row, c + j, c_row, start, bias + j);
+    // Sums in flight: 24 of 32 registers, or 12 of 16; wide ones first, for they broadcast least.
+    constexpr int wide = Bytes == 64 ? 4 : 2;
+    constexpr int64_t deep = 128;  // lines of B at a time: N registers of each stay in the first-level cache
+    for (int64_t k = 0; k < depth; k += deep) {
+        const int64_t lines = depth - k < deep ? depth - k : deep;
+        const Start begin = k == 0 ? start : Start::Accumulate;
+        const T* from = a + k * (Transposed ? a_stride : 1);
+        const T* with = b + k * b_stride;
+        int64_t j = 0;
+        for (; j + wide * V::lanes <= width; j += wide * V::lanes)
+            product_panel<T, Bytes, 6, wide, Transposed>(rows, lines, from, a_stride, with + j, b_stride, c + j,
+                                                         c_stride, begin, bias + j);
+        if (wide > 2 && j + 2 * V::lanes <= width) {
+            product_panel<T, Bytes, 8, 2, Transposed>(rows, lines, from, a_stride, with + j, b_stride, c + j, c_stride,
+                                                      begin, bias + j);
+            j += 2 * V::lanes;
+        }
+        if (j < width)
+            product_panel<T, Bytes, 8, 1, Transposed>(rows, lines, from, a_stride, with + j, b_stride, c + j, c_stride,
+                                                      begin, bias + j);
+    }
 }
 
 // C [rows, width] = A B^T (+ bias) for narrow C, B^T given as [width, depth]: lanes run along the sums.
