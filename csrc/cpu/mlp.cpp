@@ -7,9 +7,14 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cstdlib>
+#include <memory>
+#include <new>
 #include <optional>
 #include <vector>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #include "cpu/capability.h"
 
@@ -61,9 +66,37 @@ void check_shape(const Optional& tensor, std::initializer_list<int64_t> shape, S
     if (tensor) check_shape(*tensor, shape, type, name);
 }
 
-Optional contiguous(const Optional& tensor) {
-    return tensor ? Optional(torch::stable::contiguous(*tensor)) : std::nullopt;
-}
+Tensor as_contiguous(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
+
+Optional as_contiguous(const Optional& tensor) { return tensor ? Optional(as_contiguous(*tensor)) : std::nullopt; }
+
+// While it lives, its thread counts numbers too small for full precision (1e-38 in float32) as zero. Slopes such as those
+// of a sharp softplus produce many, and a product with one takes a hundred times as long.
+class FlushDenormals {
+  public:
+#if defined(__SSE2__)
+    FlushDenormals() : before(_mm_getcsr()) { _mm_setcsr(before | 0x8040); }
+    ~FlushDenormals() { _mm_setcsr(before); }
+
+  private:
+    const unsigned before;
+#endif
+};
+
+// Memory for the threads of one call.
+template <class T>
+class Scratch {
+  public:
+    explicit Scratch(int64_t count) : memory(static_cast<T*>(::operator new(count * sizeof(T), alignment))) {}
+    T* get() const { return memory.get(); }
+
+  private:
+    static constexpr std::align_val_t alignment{64};
+    struct Free {
+        void operator()(T* pointer) const { ::operator delete(pointer, alignment); }
+    };
+    std::unique_ptr<T, Free> memory;
+};
 
 // A network's tensors and settings, checked, in the terms of mlp.h.
 struct Network {
@@ -83,7 +116,7 @@ struct Network {
         int64_t inputs = x.size(1);
         for (size_t l = 0; l < given.size(); ++l) {
             STD_TORCH_CHECK(kinds[l] >= 0 && kinds[l] < int64_t(Kind::Count), "unknown activation ", kinds[l]);
-            weights.push_back(torch::stable::contiguous(given[l]));
+            weights.push_back(as_contiguous(given[l]));
             STD_TORCH_CHECK(given[l].dim() == 2, "weights must be matrices");
             check_shape(weights[l], {given[l].size(0), inputs}, type, "weight");
             inputs = given[l].size(0);
@@ -154,8 +187,8 @@ void pack(const Network& network, const std::vector<Optional>& biases, const Pla
     }
 }
 
-constexpr int64_t tile_bytes = 512 * 1024;  // of scratch: a part of a core's second-level cache
-constexpr int64_t thread_work = 1 << 18;    // multiplications that pay for waking a thread
+constexpr int64_t tile_bytes = 2 << 20;   // of scratch; 48 rows, or 24, fill the register blocks of product.h
+constexpr int64_t thread_work = 1 << 18;  // multiplications that pay for waking a thread
 
 // How a batch is split: a function of the sizes and the number of threads alone, so that sums are reproducible.
 struct Split {
@@ -168,8 +201,8 @@ struct Split {
         for (const Tensor& weight : network.weights) weights += weight.size(0) * weight.size(1);
         const int64_t work = rows * std::max<int64_t>(stack, 1) * weights;
         const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), work / thread_work);
-        tile = std::getenv("TILE") ? std::atoi(std::getenv("TILE")) : 48;
-        while (tile > 8 && !std::getenv("TILE") && scratch_of(tile) * element > tile_bytes) tile /= 2;
+        tile = 48;
+        while (tile > 12 && scratch_of(tile) * element > tile_bytes) tile /= 2;
         rows_each = round_up((rows + std::max<int64_t>(workers, 1) - 1) / std::max<int64_t>(workers, 1), 8);
         rows_each = std::max<int64_t>(rows_each, 8);
         threads = std::max<int64_t>((rows + rows_each - 1) / rows_each, 1);
@@ -181,6 +214,7 @@ struct Split {
     template <class Function>
     void each(int64_t rows, Function&& function) const {
         const auto part = [&](int64_t first, int64_t last) {
+            const FlushDenormals flush;
             for (int64_t thread = first; thread < last; ++thread)
                 function(thread, thread * rows_each, std::min(rows, (thread + 1) * rows_each));
         };
@@ -203,8 +237,8 @@ void run_forward(const Network& network, const Tensor& x, const Optional& cotang
                                  data<T>(cotangent), mutable_data<T>(y), mutable_data<T>(g)};
     const auto scratch_of = [&](int64_t tile) { return kernel.forward_scratch(problem, tile); };
     const Split split(network, rows, stack, sizeof(T), scratch_of);
-    const Tensor scratch = torch::stable::new_empty(x, {split.threads * split.scratch});
-    T* const base = mutable_data<T>(scratch);
+    const Scratch<T> scratch(split.threads * split.scratch);
+    T* const base = scratch.get();
     split.each(rows, [&](int64_t thread, int64_t begin, int64_t end) {
         kernel.forward(problem, begin, end, split.tile, base + thread * split.scratch);
     });
@@ -216,14 +250,14 @@ std::tuple<Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional cotangent
                                                     bool keep) {
     const Network network(x, weights, kinds, settings);
     const int64_t rows = x.size(0), outputs = network.outputs();
-    x = torch::stable::contiguous(x);
-    cotangent = contiguous(cotangent);
+    x = as_contiguous(x);
+    cotangent = as_contiguous(cotangent);
     check_shape(x, {rows, x.size(1)}, network.type, "x");
     check_shape(cotangent, {stack, rows, outputs}, network.type, "cotangent");
     STD_TORCH_CHECK(stack >= 0 && (!unit_seed || (stack == 1 && outputs == 1)), "wrong number of cotangents");
     STD_TORCH_CHECK(biases.size() == weights.size(), "biases must have an entry for each layer");
     for (size_t l = 0; l < biases.size(); ++l) {
-        biases[l] = contiguous(biases[l]);
+        biases[l] = as_contiguous(biases[l]);
         check_shape(biases[l], {weights[l].size(0)}, network.type, "bias");
     }
     const bool single = network.type == ScalarType::Float;
@@ -315,8 +349,8 @@ void run_backward(const Network& network, const Tensor& x, const Optional& cotan
     const auto scratch_of = [&](int64_t tile) { return kernel.backward_scratch(problem, tile); };
     const Split split(network, rows, stack, sizeof(T), scratch_of);
     const int64_t distance = split.scratch + round_up(sums.total, 64);
-    const Tensor scratch = torch::stable::new_empty(x, {split.threads * distance});
-    T* const base = mutable_data<T>(scratch);
+    const Scratch<T> scratch(split.threads * distance);
+    T* const base = scratch.get();
     if (rows == 0) std::fill_n(base, split.threads * distance, T(0));
     split.each(rows, [&](int64_t thread, int64_t begin, int64_t end) {
         T* const own = base + thread * distance + split.scratch;
@@ -347,10 +381,10 @@ std::vector<Tensor> mlp_push_adjoint(Tensor x, Optional cotangent, Tensor kept, 
                                      bool unit_seed, Optional ybar, Optional gbar, std::vector<int64_t> wanted) {
     const Network network(x, weights, kinds, settings);
     const int64_t rows = x.size(0);
-    x = torch::stable::contiguous(x);
-    cotangent = contiguous(cotangent);
-    ybar = contiguous(ybar);
-    gbar = contiguous(gbar);
+    x = as_contiguous(x);
+    cotangent = as_contiguous(cotangent);
+    ybar = as_contiguous(ybar);
+    gbar = as_contiguous(gbar);
     check_shape(x, {rows, x.size(1)}, network.type, "x");
     check_shape(kept, {kept.numel()}, network.type, "kept");
     check_shape(cotangent, {stack, rows, network.outputs()}, network.type, "cotangent");
@@ -380,7 +414,7 @@ std::tuple<Tensor, Tensor, Tensor> activation(Tensor z, int64_t kind, std::vecto
     STD_TORCH_CHECK(settings.size() == 2, "settings must have two entries");
     const ScalarType type = z.scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "z must be float32 or float64");
-    z = torch::stable::contiguous(z);
+    z = as_contiguous(z);
     Tensor value = torch::stable::empty_like(z), slope = torch::stable::empty_like(z), bend = torch::stable::empty_like(z);
     const auto run = type == ScalarType::Float ? run_activation<float> : run_activation<double>;
     run(Kind(kind), {settings[0], settings[1]}, z, value, slope, bend);
