@@ -37,6 +37,7 @@ SOURCES = (
 )
 FLAGS = (
     "-O3",
+    "-g0",
     "-fno-math-errno",
     "-fvisibility=hidden",
     "-Wno-psabi",  # vectors are passed by value, to inlined functions only
@@ -69,12 +70,12 @@ def load() -> ModuleType:
     Raises:
         BuildError: if there is none, with the reason.
     """
-    if importlib.util.find_spec(MODULE) is not None:
+    sources = source_folder()
+    if is_installed(sources):
         try:
             return importlib.import_module(MODULE)
         except ImportError:  # made for another torch or Python; the one in the cache never is
             pass
-    sources = source_folder()
     if sources is None:
         raise BuildError("the package holds neither a compiled library nor its sources")
     compiler = find_compiler()
@@ -83,6 +84,17 @@ def load() -> ModuleType:
     if not library.exists():
         _build_once(sources, compiler, folder, library)
     return _import(library)
+
+
+def is_installed(sources: Path | None) -> bool:
+    """Whether a library was compiled ahead of time; one that is older than the sources of its checkout is not counted."""
+    found = importlib.util.find_spec(MODULE)
+    if found is None or found.origin is None:
+        return False
+    if sources is None or sources.parent == Path(__file__).parent:
+        return True
+    changed = max(path.stat().st_mtime for path in sources.rglob("*.*"))
+    return Path(found.origin).stat().st_mtime > changed
 
 
 def find_compiler() -> list[str]:
