@@ -11,6 +11,8 @@ from gradreg_fast.engine import Linearization, Terms, parameters_of
 from gradreg_fast.planner import Plan, chunk_size, width
 from gradreg_fast.rules.base import elements, per_sample
 
+SMALLEST_BLOCK = 128  # of a symmetric product: smaller ones run too far below a large product's rate
+
 
 def squared_norm(
     linearization: Linearization, plan: Plan, seeds: Tensor | None, keep: list[bool] | None
@@ -142,7 +144,7 @@ def bottom_metric(linearization: Linearization, plan: Plan) -> Callable[[Tensor]
     if plan.bottom == 0:
         return _identity
     weight = weight_of(linearization, plan.bottom)
-    gram = weight @ weight.t()
+    gram = symmetric_product(weight, weight.t())
     return lambda u: u @ gram
 
 
@@ -151,7 +153,7 @@ def top_metric(linearization: Linearization, plan: Plan) -> Callable[[Tensor], T
     if plan.top == linearization.graph.seed:
         return _identity
     weight = weight_of(linearization, linearization.graph.seed)
-    gram = weight.t() @ weight
+    gram = symmetric_product(weight.t(), weight)
     return lambda w: w @ gram
 
 
@@ -172,9 +174,24 @@ def add_gram_gradient(
     M = None
     for weighted, stack in pairs:
         rows, columns = weighted.flatten(0, -2).t(), stack.flatten(0, -2)
-        M = rows @ columns if M is None else M.addmm_(rows, columns)
+        product = symmetric_product(rows, columns)
+        M = product if M is None else M.add_(product)
     weight = weight_of(linearization, i)
     gradients.add(0, lambda: weight @ M if transposed else M @ weight)
+
+
+def symmetric_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a b`` for ``a [n, r]`` and ``b [r, n]`` whose product is symmetric: one off-diagonal block gives the other."""
+    n = len(a)
+    if n < 2 * SMALLEST_BLOCK:
+        return a @ b
+    half = n // 2
+    product = a.new_empty(n, n)
+    product[:half, :half] = symmetric_product(a[:half], b[:, :half])
+    product[half:, half:] = symmetric_product(a[half:], b[:, half:])
+    torch.mm(a[half:], b[:, :half], out=product[half:, :half])
+    product[:half, half:] = product[half:, :half].t()
+    return product
 
 
 def weight_of(linearization: Linearization, i: int) -> Tensor:
@@ -189,7 +206,7 @@ def _closed_form(linearization, plan):
     first, last = weight_of(linearization, plan.bottom), weight_of(linearization, linearization.graph.seed)
     activation, saved = linearization.graph.nodes[plan.top].rule, linearization.saved[plan.top]
     slope = activation.slope(saved, first.new_ones(()).expand(linearization.shapes[plan.bottom]))  # [B, n]
-    below, above = first @ first.t(), last.t() @ last  # [n, n]
+    below, above = symmetric_product(first, first.t()), symmetric_product(last.t(), last)  # [n, n]
     product = slope @ (below * above)  # [B, n]
     return (slope * product).sum(1).clamp_min(0), (slope, product, below, above)
 
@@ -201,7 +218,7 @@ def _closed_form_gradients(linearization, plan, state, weights, terms):
     activation = graph.nodes[plan.top].rule
     below_gradients, above_gradients = terms.of(graph.nodes[plan.bottom]), terms.of(graph.nodes[graph.seed])
     if below_gradients.wants(0) or above_gradients.wants(0):
-        M = (slope * (2 * weights).unsqueeze(1)).t() @ slope  # [n, n]
+        M = symmetric_product((slope * (2 * weights).unsqueeze(1)).t(), slope)  # [n, n]
         below_gradients.add(0, lambda: (M * above) @ first)
         above_gradients.add(0, lambda: last @ (M * below))
     if terms.needs.meeting[plan.top] and not activation.curvature_free:

@@ -321,7 +321,9 @@ class _Converter:
         name = getattr(node.target, "__name__", "")
         in_place_operator = node.target in _IN_PLACE_OPERATORS
         named = name.endswith("_") and not name.endswith("__")
-        return node.kwargs.get("inplace") is True or True in node.args[1:] and "relu" in name or in_place_operator or named
+        return (
+            node.kwargs.get("inplace") is True or True in node.args[1:] and "relu" in name or in_place_operator or named
+        )
 
     def replace_mutated(self, node: fx.Node, result: Value) -> None:
         """Whoever reads the changed tensor after this node reads the result; views of it must not be read again."""

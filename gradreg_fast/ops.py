@@ -160,8 +160,10 @@ class _ValueAndVjp(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         y, linearization = linearize(graph, x, tensors)
         needs = graph.needs(wanted, x.requires_grad)
-        ctx.proportional = adjoints_are_cotangents(linearization) and make_cotangent is None and (
-            cotangent is None or len(cotangent) == 1
+        ctx.proportional = (
+            adjoints_are_cotangents(linearization)
+            and make_cotangent is None
+            and (cotangent is None or len(cotangent) == 1)
         )
         if ctx.proportional:
             check_cotangent(cotangent, linearization)

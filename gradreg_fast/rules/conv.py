@@ -77,8 +77,6 @@ class Conv(Rule):
         return self._weight_gradient(u.flatten(0, 1), xdot.flatten(0, 1), weight)
 
 
-
-
 def channels_last(x: Tensor) -> Tensor:
     """The tensor with its channels next to each other: oneDNN's kernels and PyTorch's pooling prefer it, by up to 5x."""
     x = x.contiguous(memory_format=torch.channels_last)
