@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from gradreg_fast.fuse import fuse
 from gradreg_fast.graph import Graph, Node, PlainValue, Slot, slot_of, whole_model
@@ -28,7 +29,13 @@ _IN_PLACE_OPERATORS = (
 )
 _SEVERAL = {"chunk", "split", "tensor_split", "unbind", "hsplit", "vsplit", "dsplit", "topk", "sort", "aminmax"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_IN_PLACE = {torch.relu_: 0, torch.tanh_: 0, torch.sigmoid_: 0, torch.sin_: 0, nn.functional.relu_: 0}
+_IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+_IN_PLACE_POSITION = {  # where `inplace` stands among positional arguments
+    functional.relu: 1,
+    functional.silu: 1,
+    functional.leaky_relu: 2,
+    functional.dropout: 3,
+}
 _SIZES = {"size", "dim", "numel", "ndimension", "shape", "ndim"}
 
 
@@ -316,14 +323,14 @@ class _Converter:
         """Whether the call changes its first argument in place."""
         if node.op == "call_module":
             return bool(getattr(self.root.get_submodule(node.target), "inplace", False))
-        if node.op == "call_method":
-            return node.target.endswith("_") and not node.target.endswith("__")
-        name = getattr(node.target, "__name__", "")
-        in_place_operator = node.target in _IN_PLACE_OPERATORS
-        named = name.endswith("_") and not name.endswith("__")
-        return (
-            node.kwargs.get("inplace") is True or True in node.args[1:] and "relu" in name or in_place_operator or named
-        )
+        if node.kwargs.get("inplace") is True:
+            return True
+        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+        if node.op == "call_function" and node.target in _IN_PLACE_OPERATORS:
+            return True
+        if node.target in _IN_PLACE_POSITION and len(node.args) > _IN_PLACE_POSITION[node.target]:
+            return bool(node.args[_IN_PLACE_POSITION[node.target]])
+        return name.endswith("_") and not name.endswith("__")
 
     def replace_mutated(self, node: fx.Node, result: Value) -> None:
         """Whoever reads the changed tensor after this node reads the result; views of it must not be read again."""

@@ -164,6 +164,7 @@ class PlainValue(Rule):
         self.function = function
 
     def forward(self, inputs, parameters, extras):
+        """The value; nothing is saved."""
         return self.function(*extras), ()
 
 

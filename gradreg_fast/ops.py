@@ -59,9 +59,9 @@ def jacobian_sqnorm(
     r"""The model's output and the squared Frobenius norm of each sample's Jacobian, differentiable once more.
 
     ``||J||_F^2 = sum_k ||J^T e_k||^2``, exact or, with `projections`, the unbiased estimate ``K / n sum_i ||J^T
-    v_i||^2`` with random unit vectors v_i, where K is the number of a sample's outputs (Hoffman, Roberts and Yaida 2019,
-    arXiv:1908.02729; Varga et al. 2017, arXiv:1712.09936). The exact value is contracted in the order that costs least,
-    so it is often cheaper than it looks.
+    v_i||^2`` with random unit vectors v_i, where K is the number of a sample's outputs (Hoffman, Roberts and Yaida
+    2019, arXiv:1908.02729; Varga et al. 2017, arXiv:1712.09936). The exact value is contracted in the order that costs
+    least, so it is often cheaper than it looks.
 
     Args:
         model: the network, called as ``model(x)``; returns one tensor ``[B, ...]``.
