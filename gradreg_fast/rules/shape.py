@@ -82,7 +82,7 @@ class LinearMap(Rule):
         return map_rows(self.function, xdots[0])
 
     def _transpose(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             x = rows.new_zeros(shape).requires_grad_()
             return torch.autograd.grad(self.function(x), x, rows)[0]
 
