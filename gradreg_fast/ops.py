@@ -289,8 +289,9 @@ def random_units(n: int, generator: torch.Generator | None) -> Callable[[Lineari
 
 
 def laid_out_like(result: Tensor, x: Tensor) -> Tensor:
-    """The result contiguous where x is: the rules choose their own layouts inside."""
-    return result.contiguous() if x.is_contiguous() else result
+    """The result contiguous, unless x has its channels last: the rules choose their own layouts inside."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return result if last else result.contiguous()
 
 
 def unit(stack: Tensor) -> Tensor:
