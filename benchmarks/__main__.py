@@ -70,7 +70,9 @@ def _parser():
     sub.add_argument("--seeds", type=_between(int, 1), default=3, help="number of runs of each engine")
     sub.add_argument("--epochs", type=_between(int, 1), default=20, help="passes over the training data")
     sub.add_argument("--batch-size", type=_between(int, 1), default=64, help="samples a step")
-    sub.add_argument("--lr", type=_between(float, 0), default=0.02, help="learning rate of SGD with momentum 0.9")
+    sub.add_argument(
+        "--lr", type=_between(float, 0), default=0.03, help="learning rate of SGD with momentum 0.9 and cosine decay"
+    )
     common(sub)
 
     sub = command("speed", _speed, "Time the penalised step of every case with every peer that is installed.")
@@ -155,7 +157,9 @@ def _training_table(results):
     title = f"{config['model']} on {results['samples']} samples of {config['data']}, {config['penalty']}"
     chosen = ", ".join(f"{each['weight']:g}: {each['accuracy']:.2%}" for each in results["validation_accuracy"])
     difference, speedup = results["largest_loss_difference"], results["speedup"]
-    notes = [f"weight {results['weight']:g}" + (f", chosen by validation accuracy ({chosen})" if chosen else "")]
+    notes = []
+    if set(results["engines"]) != {"none"}:
+        notes += [f"weight {results['weight']:g}" + (f", chosen by validation accuracy ({chosen})" if chosen else "")]
     if difference is not None:
         notes += [f"losses of gradreg_fast and autograd differ by {difference:.1e} at most in the first 50 steps"]
         notes += ["autograd / gradreg_fast, time of a step: {1:.2f} ({0:.2f}-{2:.2f})".format(*speedup)]

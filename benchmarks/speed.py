@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from . import memory
 from .cases import Case
 from .peers import PEERS, Autograd, Peer, Plain
 
@@ -94,7 +93,7 @@ def _measure_here(case, peers, plan, sender):
             "status": "ok",
             "seconds": times[name],
             "units": peer.units(),
-            "memory_bytes": memory.peak(peer.step, plan.device),
+            "memory_bytes": peer.peak_memory(plan.device),
         }
     sender.send({name: results[name] for name in peers})
 
