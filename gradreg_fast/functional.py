@@ -250,7 +250,8 @@ def dragan(
     """
     ops.check_floating(x, "x")
     noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-    points = x.detach() + scale * x.detach().std(correction=0) * noise
+    spread = x.detach().std(correction=0) if x.numel() else 0.0
+    points = x.detach() + scale * spread * noise
     return gradient_penalty(model, points, centre, reduction=reduction)
 
 

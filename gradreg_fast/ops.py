@@ -255,14 +255,12 @@ def _norms(linearization, cotangents, one_output, keep):
 
 def adjoints_are_cotangents(linearization: Linearization) -> bool:
     """Whether each sample has one output, piecewise linear in that sample alone: adjoints are cotangents, scaled."""
-    graph, shapes = linearization.graph, linearization.shapes
-    B = shapes[0][0]
+    graph = linearization.graph
     return (
         graph.seed == graph.output
         and graph.curvature_free
         and not graph.couples_samples
-        and len(shapes[graph.seed]) > 0
-        and shapes[graph.seed].numel() == B
+        and planner.width(linearization, graph.seed) == 1
         and planner.batch_stays_first(linearization)
     )
 

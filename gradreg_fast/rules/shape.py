@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gradreg_fast.rules.base import Rule, map_rows, shared_rows
+from gradreg_fast.rules.base import Rule, map_rows, shared_rows, shared_rows
 from gradreg_fast.rules.pool import is_channels_last
 
 
@@ -89,7 +89,7 @@ class LinearMap(Rule):
 
 def reshape_stack(stack: Tensor, shape: torch.Size) -> Tensor:
     """A stack ``[K, *any]`` as ``[K, *shape]``; rows that samples share stay shared where the batch stays first."""
-    if stack.shape[1] == shape[0] and stack.stride(1) == 0:
+    if stack.shape[1] == shape[0] and shared_rows(stack):
         return stack[:, :1].reshape(len(stack), 1, *shape[1:]).expand(len(stack), *shape)
     return stack.reshape(len(stack), *shape)
 
