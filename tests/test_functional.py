@@ -31,8 +31,14 @@ def critics():
         "without its own dimension": (nn.Sequential(mlp(1), nn.Flatten(0)), torch.randn(4, 5)),
         "convolutional": (conv_critic(), torch.randn(3, 2, 8, 8)),
         "convolutional, smooth": (conv_critic(smooth=True), torch.randn(3, 2, 8, 8)),
-        "batch statistics": (nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 1)), torch.randn(6, 5)),
-        "dropout": (nn.Sequential(nn.Linear(5, 9), nn.LeakyReLU(), nn.Dropout(0.4), nn.Linear(9, 1)), torch.randn(6, 5)),
+        "batch statistics": (
+            nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 1)),
+            torch.randn(6, 5),
+        ),
+        "dropout": (
+            nn.Sequential(nn.Linear(5, 9), nn.LeakyReLU(), nn.Dropout(0.4), nn.Linear(9, 1)),
+            torch.randn(6, 5),
+        ),
         "one sample": (mlp(1), torch.randn(1, 5)),
     }
 
@@ -230,8 +236,14 @@ def encoders():
         "narrow input": (mlp(9, inputs=2), torch.randn(3, 2)),
         "one hidden layer": (nn.Sequential(nn.Linear(5, 3), nn.Sigmoid(), nn.Linear(3, 6)), torch.randn(4, 5)),
         "encoder": (nn.Sequential(nn.Linear(5, 3), nn.Sigmoid()), torch.randn(4, 5)),
-        "convolutional": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.SiLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3)), torch.randn(2, 1, 6, 6)),
-        "batch statistics": (nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.GELU(), nn.Linear(6, 3)), torch.randn(5, 5)),
+        "convolutional": (
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.SiLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3)),
+            torch.randn(2, 1, 6, 6),
+        ),
+        "batch statistics": (
+            nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.GELU(), nn.Linear(6, 3)),
+            torch.randn(5, 5),
+        ),
         "dropout": (nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 3)), torch.randn(4, 5)),
     }
 
@@ -303,7 +315,11 @@ class TestSeveralOutputs:
         model, x = encoders()[name]
         K = model(x).shape[1]
         for loss, function, target in (
-            ("cross_entropy", lambda y, t: functional.cross_entropy(y, t, reduction="none"), torch.randint(K, (len(x),))),
+            (
+                "cross_entropy",
+                lambda y, t: functional.cross_entropy(y, t, reduction="none"),
+                torch.randint(K, (len(x),)),
+            ),
             ("mse", lambda y, t: (y - t).square().mean(1), torch.randn(len(x), K)),
         ):
 
@@ -505,6 +521,8 @@ def test_the_names_are_listed():
     public = {
         name
         for name, member in vars(penalties).items()
-        if callable(member) and getattr(member, "__module__", "") == penalties.__name__ and "model" in member.__annotations__
+        if callable(member)
+        and getattr(member, "__module__", "") == penalties.__name__
+        and "model" in member.__annotations__
     }
     assert {name for name in public if not name.startswith("_")} == set(penalties.PENALTIES)

@@ -33,7 +33,10 @@ class Random(nn.Module):
         self.first = self.layer(2 if image else 4, width)
         blocks = []
         for kind, activation in recipe:
-            parts = {"layer": self.layer(2 * width if kind == "cat" else width, width), "act": ACTIVATIONS[activation]()}
+            parts = {
+                "layer": self.layer(2 * width if kind == "cat" else width, width),
+                "act": ACTIVATIONS[activation](),
+            }
             if kind == "norm":
                 parts["norm"] = nn.BatchNorm2d(width) if image else nn.BatchNorm1d(width)
             if kind == "dropout":

@@ -49,7 +49,9 @@ def mse(y, target):
 
 
 def bce(y, target):
-    return mean_of_sample(functional.binary_cross_entropy_with_logits(y, target.to(y.dtype).view_as(y), reduction="none"))
+    return mean_of_sample(
+        functional.binary_cross_entropy_with_logits(y, target.to(y.dtype).view_as(y), reduction="none")
+    )
 
 
 @pytest.mark.parametrize("classes", [1, 2, 5])

@@ -44,7 +44,9 @@ LAYERS = {
     "two inputs": Bilinear,
     "functions of parameters": Scaled,
     "gate": lambda: nn.Sequential(nn.Linear(4, 8), nn.GLU()),
-    "attention": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.TransformerEncoderLayer(2, 1, 3, 0.0, batch_first=True), nn.Flatten()),
+    "attention": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 2)), nn.TransformerEncoderLayer(2, 1, 3, 0.0, batch_first=True), nn.Flatten()
+    ),
 }
 
 
@@ -66,9 +68,7 @@ def test_the_rest_keeps_its_rules(name):
     assert "Softplus" in rules
 
 
-@pytest.mark.parametrize(
-    "make", [nn.Softsign, lambda: nn.PReLU(5), lambda: nn.LayerNorm(5), lambda: nn.LogSoftmax(1)]
-)
+@pytest.mark.parametrize("make", [nn.Softsign, lambda: nn.PReLU(5), lambda: nn.LayerNorm(5), lambda: nn.LogSoftmax(1)])
 def test_at_the_ends(make):
     assert_primitives(nn.Sequential(make(), nn.Linear(5, 5), nn.Tanh()), torch.randn(3, 5))
     assert_primitives(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), make()), torch.randn(3, 4))
