@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gradreg_fast.rules.base import Rule, map_rows, shared_rows, shared_rows
+from gradreg_fast.rules.base import Rule, map_rows, shared_rows
 from gradreg_fast.rules.pool import is_channels_last
 
 
