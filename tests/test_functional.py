@@ -1,5 +1,6 @@
 """Every penalty against its formula written with autograd: values, reductions, and gradients with a task loss shared."""
 
+import itertools
 import math
 
 import pytest
@@ -384,7 +385,7 @@ def test_spectral_norm_starts_warm():
         _, value = penalties.jacobian_spectral_norm(model, x, 1, vector, reduction="none")
         values.append(value.detach())
     assert (values[0] < exact - 1e-6).any()
-    assert all((later >= earlier - 1e-12).all() for earlier, later in zip(values, values[1:], strict=False))
+    assert all((later >= earlier - 1e-12).all() for earlier, later in itertools.pairwise(values))
     torch.testing.assert_close(values[-1], exact, rtol=1e-9, atol=0)
     torch.testing.assert_close(vector.norm(dim=1), torch.ones(3))
     _, value = penalties.jacobian_spectral_norm(model, x, 0, vector, reduction="none")
@@ -475,7 +476,7 @@ def test_empty_batch_of_images_and_several_outputs():
 
 @pytest.mark.parametrize("penalty", ONE_OUTPUT.values(), ids=ONE_OUTPUT)
 def test_one_sample(penalty):
-    y, value = penalty(mlp(1), torch.randn(1, 5))
+    _y, value = penalty(mlp(1), torch.randn(1, 5))
     value.backward()
     assert value.isfinite()
 

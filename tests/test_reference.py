@@ -23,7 +23,7 @@ def test_agrees(outputs):
 
 def test_x_need_not_require_a_gradient():
     model, x = nn.Linear(5, 2), torch.randn(4, 5)
-    y, g = reference.value_and_vjp(model, x)
+    _y, g = reference.value_and_vjp(model, x)
     assert g.shape == x.shape
     assert not x.requires_grad
     torch.testing.assert_close(reference.jacobian_sqnorm(nn.Flatten(0), torch.randn(4))[1], torch.ones(4))

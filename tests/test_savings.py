@@ -5,6 +5,8 @@ push need not pass the last one, nor the adjoints the first; a unit seed that al
 once instead of B times.
 """
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -22,7 +24,7 @@ B = 4
 
 def dense(*widths, activation=lambda: nn.LeakyReLU(0.2)):
     layers = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Linear(inputs, outputs), activation()]
     return nn.Sequential(*layers[:-1])
 
