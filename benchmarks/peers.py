@@ -233,9 +233,11 @@ class InductorAutograd(Autograd):
 
     @classmethod
     def unavailable(cls, case, device):
-        """The setting came with PyTorch 2.11."""
-        known = hasattr(torch._dynamo.config, "trace_autograd_ops")
-        return None if known else f"torch {torch.__version__} has no torch._dynamo.config.trace_autograd_ops"
+        """The setting is recent, and a loop over hundreds of outputs is unrolled."""
+        if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+            return f"torch {torch.__version__} has no torch._dynamo.config.trace_autograd_ops"
+        rows = case.outputs if isinstance(penalties.PENALTIES[case.penalty], Jacobian) else 1
+        return f"compiling its {rows} unrolled rows takes many minutes" if rows > 100 else None
 
     def __init__(self, *args):
         super().__init__(*args)
