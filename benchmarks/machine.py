@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import statistics
 import subprocess
@@ -10,6 +11,18 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+
+
+def cores() -> list[int]:
+    """The CPU cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def restrict(threads: int) -> None:
+    """Confines this process to that many cores and PyTorch to that many threads; JAX knows no other way."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores()[:threads])
+    torch.set_num_threads(threads)
 
 
 def environment(threads: int, device: str) -> dict:

@@ -21,16 +21,26 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _SELF = Path("/proc/self")
 
 
-def peak(step: Callable, device: str) -> int | None:
-    """Bytes by which one call of `step` raises memory use at its highest; None where nothing measures it."""
+def peak(step: Callable, release: Callable, device: str) -> int | None:
+    """Bytes by which one call of `step` raises memory use at its highest.
+
+    Args:
+        step: what is measured.
+        release: frees what the previous step left, so that every peer's gradients count as part of the step.
+        device: "cpu" or "cuda".
+
+    Returns:
+        The bytes; None where nothing measures them.
+    """
     measure = _peak_cuda if device.startswith("cuda") else _peak_resident
     try:
-        return measure(step)
+        return measure(step, release)
     except OSError:  # no /proc, or it does not let us
         return None
 
 
-def _peak_cuda(step):
+def _peak_cuda(step, release):
+    release()
     gc.collect()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -40,13 +50,14 @@ def _peak_cuda(step):
     return torch.cuda.max_memory_allocated() - before
 
 
-def _peak_resident(step):
+def _peak_resident(step, release):
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_THRESHOLD, 1 << 16)
     libc.mallopt(_M_TRIM_THRESHOLD, 0)
     step()
     rises = []
     for _ in range(3):
+        release()
         gc.collect()
         libc.malloc_trim(0)
         (_SELF / "clear_refs").write_text("5")

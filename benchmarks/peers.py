@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
-from . import penalties
+from . import memory, penalties
 from .cases import Case
 from .penalties import Jacobian
 
@@ -68,11 +68,15 @@ class Peer:
 
     def step(self) -> tuple[Tensor, dict[str, Tensor | None]]:
         """The loss and each parameter's gradient, by name."""
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        self.release()
         loss = self.case.loss(*self.forward(), self.batch)
         loss.backward()
         return loss.detach(), {name: parameter.grad for name, parameter in self.parameters.items()}
+
+    def release(self) -> None:
+        """Drops the last step's gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def numbers(self) -> tuple[Tensor, dict[str, Tensor]]:
         """One step's loss and gradients in float64 on the CPU, a missing gradient as zeros."""
@@ -82,6 +86,10 @@ class Peer:
             for name, parameter in self.parameters.items()
         }
         return loss.double().cpu(), {name: gradient.double().cpu() for name, gradient in filled.items()}
+
+    def peak_memory(self, device: str) -> int | None:
+        """Bytes that a step needs at its highest, beside the parameters and the batch; None if they cannot be told."""
+        return memory.peak(self.step, self.release, device)
 
     def units(self) -> float | None:
         """The step's floating-point operations over those of one forward pass; None if they cannot be counted."""
@@ -225,9 +233,11 @@ class InductorAutograd(Autograd):
 
     @classmethod
     def unavailable(cls, case, device):
-        """The setting came with PyTorch 2.11."""
-        known = hasattr(torch._dynamo.config, "trace_autograd_ops")
-        return None if known else f"torch {torch.__version__} has no torch._dynamo.config.trace_autograd_ops"
+        """The setting is recent, and a loop over hundreds of outputs is unrolled."""
+        if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+            return f"torch {torch.__version__} has no torch._dynamo.config.trace_autograd_ops"
+        rows = case.outputs if isinstance(penalties.PENALTIES[case.penalty], Jacobian) else 1
+        return f"compiling its {rows} unrolled rows takes many minutes" if rows > 100 else None
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -275,6 +285,10 @@ class CudaGraph(Autograd):
 
     def units(self):
         """A replay cannot be counted."""
+        return None
+
+    def peak_memory(self, device):
+        """A replay allocates nothing: the graph holds its memory all the time."""
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 import matplotlib
@@ -136,7 +137,7 @@ def train(results: dict) -> Figure:
     for engine in sorted(engines, key=list(ENGINE_COLOURS).index, reverse=True):
         dashed = engine == "gradreg_fast"
         losses.plot(
-            _smooth(engines[engine]["losses"][0]),
+            *_smooth(engines[engine]["losses"][0]),
             label=engine,
             color=ENGINE_COLOURS[engine],
             linewidth=1.4 if dashed else 3,
@@ -153,7 +154,7 @@ def train(results: dict) -> Figure:
         low, middle, high = (1e3 * value for value in figures["seconds_per_step"])
         colour = ENGINE_COLOURS[engine]
         accuracy.scatter([column] * len(values), values, color=colour, alpha=0.5, s=30)
-        accuracy.plot([column - 0.25, column + 0.25], [sum(values) / len(values)] * 2, color=colour, linewidth=3)
+        accuracy.plot([column - 0.25, column + 0.25], [statistics.mean(values)] * 2, color=colour, linewidth=3)
         seconds.bar(column, middle, color=colour, alpha=0.7, yerr=[[middle - low], [high - middle]], capsize=4)
     accuracy.set_ylabel("test accuracy in %: seeds, and their mean", fontsize=9)
     seconds.set_ylabel("ms a step, median and quartiles", fontsize=9)
@@ -172,7 +173,8 @@ def train(results: dict) -> Figure:
     return figure
 
 
-def _smooth(values, points=400):
-    """Means over equal stretches, so that a long curve stays a line."""
+def _smooth(values, points=120):
+    """Steps, and means over equal stretches of them, so that a long curve stays a line."""
     stretch = -(-len(values) // points)
-    return [sum(values[i : i + stretch]) / len(values[i : i + stretch]) for i in range(0, len(values), stretch)]
+    starts = range(0, len(values), stretch)
+    return list(starts), [statistics.mean(values[i : i + stretch]) for i in starts]

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from . import memory
 from .cases import Case
+from .machine import restrict
 from .peers import PEERS, Autograd, Peer, Plain
 
 WRONG = 2e-2  # relative; one ReLU that rounding puts on its other side moves a small gradient by up to 6e-3
@@ -78,8 +78,7 @@ def measure(case: Case, peers: Sequence[str], plan: Plan, report: Callable[[str]
 
 
 def _measure_here(case, peers, plan, sender):
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: plan.threads])
-    torch.set_num_threads(plan.threads)
+    restrict(plan.threads)
     torch.backends.cudnn.allow_tf32 = False
     torch.set_flush_denormal(True)
     warnings.simplefilter("ignore")
@@ -94,7 +93,7 @@ def _measure_here(case, peers, plan, sender):
             "status": "ok",
             "seconds": times[name],
             "units": peer.units(),
-            "memory_bytes": memory.peak(peer.step, plan.device),
+            "memory_bytes": peer.peak_memory(plan.device),
         }
     sender.send({name: results[name] for name in peers})
 

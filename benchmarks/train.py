@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from . import BadArgument, models, penalties
 from .data import Dataset
@@ -73,6 +74,7 @@ class Run:
         self.engine, self.config, self.weight = engine, config, weight
         self.model = models.build(layers(config, data), data.x.shape[1:], seed).to(config.device)
         self.optimizer = torch.optim.SGD(self.model.parameters(), config.lr, momentum=0.9)
+        self.schedule = CosineAnnealingLR(self.optimizer, steps(config, len(data.x)))
         self.losses: list[Tensor] = []
         self.seconds: list[float] = []
 
@@ -86,6 +88,7 @@ class Run:
         loss = F.cross_entropy(y, batch.target) + self.weight * penalty
         loss.backward()
         self.optimizer.step()
+        self.schedule.step()
         synchronise()
         self.seconds.append(time.perf_counter() - start)
         self.losses.append(loss.detach())

@@ -3,9 +3,9 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(gradreg_fast, library) {
-    // Sweeps 1 and 2 of a fully connected network. Layer l has kinds[l] and settings[2 l], settings[2 l + 1] (activation.h).
-    // x [B, d], cotangent [stack, B, n] or None for ones; unit_seed: see cpu/mlp.h; keep: whether push_adjoint follows.
-    // Returns y [B, n], g [stack, B, d] and what was kept.
+    // Sweeps 1 and 2 of a fully connected network. Layer l has kinds[l] and settings[2 l], settings[2 l + 1]
+    // (activation.h). x [B, d], cotangent [stack, B, n] or None for ones; unit_seed: see cpu/mlp.h; keep: whether
+    // push_adjoint follows. Returns y [B, n], g [stack, B, d] and what was kept.
     library.def(
         "mlp_forward_pull(Tensor x, Tensor? cotangent, Tensor[] weights, Tensor?[] biases, int[] kinds, "
         "float[] settings, int stack, bool unit_seed, bool keep) -> (Tensor, Tensor, Tensor)");

@@ -11,6 +11,8 @@ from gradreg_fast.engine import Linearization, Terms, parameters_of
 from gradreg_fast.planner import Plan, chunk_size, width
 from gradreg_fast.rules.base import elements, per_sample
 
+SMALLEST_BLOCK = 128  # of a symmetric product: smaller ones run too far below a large product's rate
+
 
 def squared_norm(
     linearization: Linearization, plan: Plan, seeds: Tensor | None, keep: list[bool] | None
@@ -142,8 +144,8 @@ def bottom_metric(linearization: Linearization, plan: Plan) -> Callable[[Tensor]
     if plan.bottom == 0:
         return _identity
     weight = weight_of(linearization, plan.bottom)
-    gram = weight @ weight.t()
-    return lambda u: u @ gram
+    metric = gram(weight)
+    return lambda u: u @ metric
 
 
 def top_metric(linearization: Linearization, plan: Plan) -> Callable[[Tensor], Tensor]:
@@ -151,8 +153,8 @@ def top_metric(linearization: Linearization, plan: Plan) -> Callable[[Tensor], T
     if plan.top == linearization.graph.seed:
         return _identity
     weight = weight_of(linearization, linearization.graph.seed)
-    gram = weight.t() @ weight
-    return lambda w: w @ gram
+    metric = gram(weight.t())
+    return lambda w: w @ metric
 
 
 def _identity(stack: Tensor) -> Tensor:
@@ -169,12 +171,44 @@ def add_gram_gradient(
     gradients = terms.of(linearization.graph.nodes[i])
     if not gradients.wants(0):
         return
-    M = None
-    for weighted, stack in pairs:
-        rows, columns = weighted.flatten(0, -2).t(), stack.flatten(0, -2)
-        M = rows @ columns if M is None else M.addmm_(rows, columns)
+    M = symmetric_sum((weighted.flatten(0, -2).t(), stack.flatten(0, -2)) for weighted, stack in pairs)
     weight = weight_of(linearization, i)
     gradients.add(0, lambda: weight @ M if transposed else M @ weight)
+
+
+def symmetric_sum(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """``sum a b`` of pairs ``a [n, r]``, ``b [r, n]`` whose products are symmetric: one off-diagonal block gives both."""
+    total = None
+    for a, b in pairs:
+        total = a.new_zeros(len(a), len(a)) if total is None else total
+        _add_below(total, a, b)
+    _mirror(total)
+    return total
+
+
+def _add_below(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add ``a b`` to the blocks on and below the diagonal."""
+    half = len(total) // 2
+    if half < SMALLEST_BLOCK:
+        total.addmm_(a, b)
+        return
+    _add_below(total[:half, :half], a[:half], b[:, :half])
+    _add_below(total[half:, half:], a[half:], b[:, half:])
+    total[half:, :half].addmm_(a[half:], b[:, :half])
+
+
+def _mirror(total: Tensor) -> None:
+    """Copy the blocks below the diagonal to above it."""
+    half = len(total) // 2
+    if half >= SMALLEST_BLOCK:
+        _mirror(total[:half, :half])
+        _mirror(total[half:, half:])
+        total[:half, half:] = total[half:, :half].t()
+
+
+def gram(weight: Tensor) -> Tensor:
+    """``W W^T``."""
+    return symmetric_sum([(weight, weight.t())])
 
 
 def weight_of(linearization: Linearization, i: int) -> Tensor:
@@ -189,7 +223,7 @@ def _closed_form(linearization, plan):
     first, last = weight_of(linearization, plan.bottom), weight_of(linearization, linearization.graph.seed)
     activation, saved = linearization.graph.nodes[plan.top].rule, linearization.saved[plan.top]
     slope = activation.slope(saved, first.new_ones(()).expand(linearization.shapes[plan.bottom]))  # [B, n]
-    below, above = first @ first.t(), last.t() @ last  # [n, n]
+    below, above = gram(first), gram(last.t())  # [n, n]
     product = slope @ (below * above)  # [B, n]
     return (slope * product).sum(1).clamp_min(0), (slope, product, below, above)
 
@@ -201,7 +235,7 @@ def _closed_form_gradients(linearization, plan, state, weights, terms):
     activation = graph.nodes[plan.top].rule
     below_gradients, above_gradients = terms.of(graph.nodes[plan.bottom]), terms.of(graph.nodes[graph.seed])
     if below_gradients.wants(0) or above_gradients.wants(0):
-        M = (slope * (2 * weights).unsqueeze(1)).t() @ slope  # [n, n]
+        M = symmetric_sum([((slope * (2 * weights).unsqueeze(1)).t(), slope)])  # [n, n]
         below_gradients.add(0, lambda: (M * above) @ first)
         above_gradients.add(0, lambda: last @ (M * below))
     if terms.needs.meeting[plan.top] and not activation.curvature_free:

@@ -6,10 +6,11 @@ import operator
 import random
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from gradreg_fast.fuse import fuse
 from gradreg_fast.graph import Graph, Node, PlainValue, Slot, slot_of, whole_model
@@ -28,7 +29,13 @@ _IN_PLACE_OPERATORS = (
 )
 _SEVERAL = {"chunk", "split", "tensor_split", "unbind", "hsplit", "vsplit", "dsplit", "topk", "sort", "aminmax"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_IN_PLACE = {torch.relu_: 0, torch.tanh_: 0, torch.sigmoid_: 0, torch.sin_: 0, nn.functional.relu_: 0}
+_IN_PLACE_OPERATORS = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+_IN_PLACE_POSITION = {  # where `inplace` stands among positional arguments
+    functional.relu: 1,
+    functional.silu: 1,
+    functional.leaky_relu: 2,
+    functional.dropout: 3,
+}
 _SIZES = {"size", "dim", "numel", "ndimension", "shape", "ndim"}
 
 
@@ -36,6 +43,8 @@ def graph_of(model: nn.Module) -> Graph:
     """The model's graph: converted once, remembered as long as the model lives, converted anew when it has changed."""
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
         return opaque_model(model, "autocast is on")
+    if _global_hooks():
+        return opaque_model(model, "hooks on all modules are set")
     known = _CACHE.get(model)
     if known is None or known[0].outdated():
         known = _CACHE[model] = (Snapshot(model), convert(model))
@@ -75,20 +84,38 @@ def why_opaque(module: nn.Module) -> str | None:
     return None
 
 
+def _global_hooks() -> bool:
+    """Whether somebody set a hook for all modules; PyTorch's own (its FLOP counter's) only watch."""
+    module = torch.nn.modules.module
+    kinds = ("forward_pre_hooks", "forward_hooks", "backward_pre_hooks", "backward_hooks")
+    hooks = [hook for kind in kinds for hook in getattr(module, f"_global_{kind}").values()]
+    return any(not getattr(hook, "__module__", "").startswith("torch.") for hook in hooks)
+
+
 def opaque_model(model: nn.Module, reason: str) -> Graph:
     """The graph of a model that autograd runs as a whole."""
     names = [name for name, _ in model.named_parameters()]
     return whole_model(model, _opaque_module(model, names, reason), names)
 
 
-def _opaque_module(module: nn.Module, names: list[str], reason: str) -> Opaque:
+def _opaque_module(module: nn.Module, names: list[str], reason: str, kept: Sequence[int] = ()) -> Opaque:
+    """A module that autograd runs; `kept` are the inputs that it must not change, since others read them later."""
     reference = weakref.ref(module)
 
     def run(inputs, parameters, extras):
         inputs = [x.clone() for x in inputs]  # what changes them in place must reach no leaf, and nobody else's value
-        return torch.func.functional_call(reference(), dict(zip(names, parameters, strict=True)), tuple(inputs))
+        y = torch.func.functional_call(reference(), dict(zip(names, parameters, strict=True)), tuple(inputs))
+        if any(inputs[i]._version for i in kept):
+            raise RuntimeError(
+                f"{type(reference()).__name__} must not change its input in place, which the model reads again later: "
+                f"it is left to autograd ({reason})"
+            )
+        return y
 
     return Opaque(run, f"{type(module).__name__}: {reason}")
+
+
+_INTERNAL = set(vars(nn.Module())) - {"training"}
 
 
 class Snapshot:
@@ -103,12 +130,14 @@ class Snapshot:
 
     def outdated(self) -> bool:
         """Whether anything is different now."""
-        for reference, kind, size, children, hooks, settings, identities in self.modules:
+        for reference, kind, size, children, absent, hooks, settings, identities in self.modules:
             module = reference()
             if module is None or type(module) is not kind:
                 return True
             now = module.__dict__
             if len(now) != size or [*map(id, now["_modules"].values())] != children or has_hooks(module) != hooks:
+                return True
+            if _absent(module) != absent:
                 return True
             for name, value in settings:
                 if now.get(name) != value:
@@ -120,11 +149,16 @@ class Snapshot:
 
     @staticmethod
     def _facts(module: nn.Module) -> tuple:
-        plain = [(name, value) for name, value in module.__dict__.items() if not name.startswith("_")]
+        plain = [(name, value) for name, value in module.__dict__.items() if name not in _INTERNAL]
         settings = [(name, value) for name, value in plain if _is_setting(value)]
         identities = [(name, id(value)) for name, value in plain if not _is_setting(value)]
         children = [*map(id, module._modules.values())]
-        return type(module), len(module.__dict__), children, has_hooks(module), settings, identities
+        return type(module), len(module.__dict__), children, _absent(module), has_hooks(module), settings, identities
+
+
+def _absent(module: nn.Module) -> list[str]:
+    """The parameters and buffers that are None."""
+    return [name for kind in ("_parameters", "_buffers") for name, x in module.__dict__[kind].items() if x is None]
 
 
 def _is_setting(value) -> bool:
@@ -273,7 +307,12 @@ class _Converter:
             raise _Unsupported(f"{node.target} is called with more than values")
         slots = tuple(self.parameter(f"{node.target}.{name}") for name in names)
         self.reject_tuple(node)
-        return self.emit(node, Call(_opaque_module(module, names, reason or "no rule"), arguments, slots))
+        kept = [] if self.mutates(node) else [i for i, x in enumerate(node.args) if self.is_read_after(x, node)]
+        return self.emit(node, Call(_opaque_module(module, names, reason or "no rule", kept), arguments, slots))
+
+    def is_read_after(self, argument: fx.Node, node: fx.Node) -> bool:
+        """Whether anybody reads the argument after this node."""
+        return any(self.position[user] > self.position[node] for user in argument.users)
 
     def function(self, node: fx.Node, arguments, keywords) -> Value:
         entry = FUNCTIONS.get(node.target)
@@ -316,12 +355,14 @@ class _Converter:
         """Whether the call changes its first argument in place."""
         if node.op == "call_module":
             return bool(getattr(self.root.get_submodule(node.target), "inplace", False))
-        if node.op == "call_method":
-            return node.target.endswith("_") and not node.target.endswith("__")
-        name = getattr(node.target, "__name__", "")
-        in_place_operator = node.target in _IN_PLACE_OPERATORS
-        named = name.endswith("_") and not name.endswith("__")
-        return node.kwargs.get("inplace") is True or True in node.args[1:] and "relu" in name or in_place_operator or named
+        if node.kwargs.get("inplace") is True:
+            return True
+        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+        if node.op == "call_function" and node.target in _IN_PLACE_OPERATORS:
+            return True
+        if node.target in _IN_PLACE_POSITION and len(node.args) > _IN_PLACE_POSITION[node.target]:
+            return bool(node.args[_IN_PLACE_POSITION[node.target]])
+        return name.endswith("_") and not name.endswith("__")
 
     def replace_mutated(self, node: fx.Node, result: Value) -> None:
         """Whoever reads the changed tensor after this node reads the result; views of it must not be read again."""

@@ -1,7 +1,7 @@
 """Penalties on input gradients: each a few lines over the two primitives.
 
-All are called ``penalty(model, x, ...)`` and return ``(y, penalty)``, so that the task loss shares the forward pass. The
-penalty is the plain quantity of each sample, with no hidden weight or half, reduced over the batch by `reduction`:
+All are called ``penalty(model, x, ...)`` and return ``(y, penalty)``, so that the task loss shares the forward pass.
+The penalty is the plain quantity of each sample, with no hidden weight or half, reduced over the batch by `reduction`:
 ``"mean"``, ``"sum"`` or ``"none"`` (shape ``[B]``). Where a sample has one output, it may be ``[B]`` or ``[B, 1]``.
 With ``J = dy/dx`` of one sample and ``g = J^T 1``:
 
@@ -184,7 +184,7 @@ def gradient_penalty(
     """Distance of the gradient's norm from a centre: ``(||g|| - centre)^2``, or ``max(0, ||g|| - centre)^2``.
 
     WGAN-GP, Gulrajani et al. 2017 (arXiv:1704.00028), equation 3, at points made by `interpolate`; one-sided: Petzka et
-    al. 2018 (arXiv:1709.08894), equation 8.
+    al. 2018 (arXiv:1709.08894).
 
     Args:
         model: the critic; returns one output a sample.
@@ -233,7 +233,7 @@ def dragan(
     generator: torch.Generator | None = None,
     reduction: str = "mean",
 ) -> tuple[Tensor, Tensor]:
-    """`gradient_penalty` in a neighbourhood of the data: DRAGAN, Kodali et al. 2017 (arXiv:1705.07215), section 2.2.
+    """`gradient_penalty` in a neighbourhood of the data: DRAGAN, Kodali et al. 2017 (arXiv:1705.07215).
 
     The points are ``x + scale std(x) n`` with n standard normal and ``std(x)`` taken over the whole batch.
 
@@ -250,7 +250,8 @@ def dragan(
     """
     ops.check_floating(x, "x")
     noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-    points = x.detach() + scale * x.detach().std(correction=0) * noise
+    spread = x.detach().std(correction=0) if x.numel() else 0.0
+    points = x.detach() + scale * spread * noise
     return gradient_penalty(model, points, centre, reduction=reduction)
 
 
@@ -387,7 +388,7 @@ def gradient_matching(
 ) -> tuple[Tensor, Tensor]:
     """Squared error of the input gradients: ``||J - target||_F^2``.
 
-    Sobolev training, Czarnecki et al. 2017 (arXiv:1706.04859), equation 1 at first order with the squared error; gradient
+    Sobolev training, Czarnecki et al. 2017 (arXiv:1706.04859), at first order with the squared error; gradient
     information in McDonagh and Chen 2021 (arXiv:2112.00094), by our reading of its abstract; forces, with the energy's
     negative gradient.
 

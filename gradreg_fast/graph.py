@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.opaque import Opaque
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,20 @@ class Graph:
         return [slot.tensor() for slot in self.slots]
 
     def with_head(self, rule: Rule, tensors: int = 0) -> Graph:
-        """This graph with one more node on its output, which becomes the seed; the same object for the same rule."""
-        if rule not in self._with_head:
-            slots = tuple(range(len(self.slots), len(self.slots) + tensors))
-            node = Node(type(rule).__name__, rule, (self.output,), slots)
-            self._with_head[rule] = replace(
-                self, nodes=(*self.nodes, node), seed=len(self.nodes), heads=tensors, plans={}, _with_head={}, _needs={}
-            )
-        return self._with_head[rule]
+        """This graph with one more node on its output, which becomes the seed; the same object for the same rule.
+
+        A function of the user's, opaque, may be a new one every step and is not remembered.
+        """
+        if rule in self._with_head:
+            return self._with_head[rule]
+        slots = tuple(range(len(self.slots), len(self.slots) + tensors))
+        node = Node(type(rule).__name__, rule, (self.output,), slots)
+        graph = replace(
+            self, nodes=(*self.nodes, node), seed=len(self.nodes), heads=tensors, plans={}, _with_head={}, _needs={}
+        )
+        if not isinstance(rule, Opaque):
+            self._with_head[rule] = graph
+        return graph
 
     @cached_property
     def consumers(self) -> list[list[int]]:
@@ -164,6 +171,7 @@ class PlainValue(Rule):
         self.function = function
 
     def forward(self, inputs, parameters, extras):
+        """The value; nothing is saved."""
         return self.function(*extras), ()
 
 

@@ -62,9 +62,7 @@ class JacobianReg(nn.Module):
             raise ValueError(f"n must be -1 or a positive integer, got {n!r}")
         self.n = n
 
-    def forward(
-        self, model: nn.Module, x: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, model: nn.Module, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """The model's output and the regulariser's value."""
         y, norms = ops.jacobian_sqnorm(model, x, None if self.n == -1 else self.n, generator)
         return y, functional.reduced(norms, "mean") / 2

@@ -60,9 +60,9 @@ def jacobian_sqnorm(
     r"""The model's output and the squared Frobenius norm of each sample's Jacobian, differentiable once more.
 
     ``||J||_F^2 = sum_k ||J^T e_k||^2``, exact or, with `projections`, the unbiased estimate ``K / n sum_i ||J^T
-    v_i||^2`` with random unit vectors v_i, where K is the number of a sample's outputs (Hoffman, Roberts and Yaida 2019,
-    arXiv:1908.02729; Varga et al. 2017, arXiv:1712.09936). The exact value is contracted in the order that costs least,
-    so it is often cheaper than it looks.
+    v_i||^2`` with random unit vectors v_i, where K is the number of a sample's outputs (Hoffman, Roberts and Yaida
+    2019, arXiv:1908.02729; Varga et al. 2017, arXiv:1712.09936). The exact value is contracted in the order that costs
+    least, so it is often cheaper than it looks.
 
     Args:
         model: the network, called as ``model(x)``; returns one tensor ``[B, ...]``.
@@ -168,8 +168,10 @@ class _ValueAndVjp(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         y, linearization = linearize(graph, x, tensors)
         needs = graph.needs(wanted, x.requires_grad)
-        ctx.proportional = adjoints_are_cotangents(linearization) and make_cotangent is None and (
-            cotangent is None or len(cotangent) == 1
+        ctx.proportional = (
+            adjoints_are_cotangents(linearization)
+            and make_cotangent is None
+            and (cotangent is None or len(cotangent) == 1)
         )
         if ctx.proportional:
             check_cotangent(cotangent, linearization)
@@ -293,13 +295,15 @@ def _norms(linearization, cotangents, one_output, keep):
 
 def adjoints_are_cotangents(linearization: Linearization) -> bool:
     """Whether each sample has one output, piecewise linear in that sample alone: adjoints are cotangents, scaled."""
-    graph, shapes = linearization.graph, linearization.shapes
-    B = shapes[0][0]
+    graph = linearization.graph
     return (
         graph.seed == graph.output
         and graph.curvature_free
         and not graph.couples_samples
+<<<<<<< HEAD
         and len(shapes[graph.seed]) > 0
+=======
+>>>>>>> main
         and planner.width(linearization, graph.seed) == 1
         and planner.batch_stays_first(linearization)
     )
@@ -327,8 +331,9 @@ def random_units(n: int, generator: torch.Generator | None) -> Callable[[Lineari
 
 
 def laid_out_like(result: Tensor, x: Tensor) -> Tensor:
-    """The result contiguous where x is: the rules choose their own layouts inside."""
-    return result.contiguous() if x.is_contiguous() else result
+    """The result contiguous, unless x has its channels last: the rules choose their own layouts inside."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return result if last else result.contiguous()
 
 
 def unit(stack: Tensor) -> Tensor:

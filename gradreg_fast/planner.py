@@ -24,7 +24,9 @@ from gradreg_fast.rules.linear import Linear
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.rules.shape import Reshape
 
-CPU_STACK_BYTES = 8 * 2**20  # a chunk's widest stack: larger ones leave the cache, and above 32 MB page-fault each time
+CPU_STACK_BYTES = (
+    2**20
+)  # a chunk's widest stack stays in a core's cache; above 32 MB the allocator page-faults each time
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,8 @@ def compare(mine, theirs, rtol=RTOL, floor=FLOOR):
             actual = mine[group][name]
             assert actual.shape == expected.shape, f"{group}, {name}: {tuple(actual.shape)} {tuple(expected.shape)}"
             assert actual.dtype == expected.dtype, f"{group}, {name}: {actual.dtype} {expected.dtype}"
+            if group == "values" and expected.is_contiguous():
+                assert actual.is_contiguous(), f"value {name} must be contiguous, as autograd's is: {actual.stride()}"
             error, size = float(norm(actual - expected)), float(norm(expected))
             assert math.isfinite(error), f"{group}, {name}: not finite"
             limit = rtol * size + floor * scale

@@ -1,7 +1,7 @@
 // Activations: phi, phi' and phi'' of each, and what a forward sweep has to keep for the two derivatives.
 //
-// An activation is a struct over a `Math`, which says what a number is: a scalar (common/math.h, also on the device) or a
-// register of them (cpu/vector_math.h). It has
+// An activation is a struct over a `Math`, which says what a number is: a scalar (common/math.h, also on the device) or
+// a register of them (cpu/vector_math.h). It has
 //
 //   from_output      whether `derivatives` takes y = phi(z), which the next layer keeps anyway, instead of z;
 //   curvature_free   whether phi'' = 0 wherever it exists;

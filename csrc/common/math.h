@@ -1,6 +1,7 @@
 // Elementary functions of one number, for host and device: what activation.h is written in.
 //
-// The CPU's vectors offer the same names over whole registers (cpu/vector_math.h), so that an activation is written once.
+// The CPU's vectors offer the same names over whole registers (cpu/vector_math.h), so that an activation is written
+// once.
 
 #pragma once
 

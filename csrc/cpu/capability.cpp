@@ -7,8 +7,8 @@ namespace gradreg_fast {
 
 static Capability best() {
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
         return Capability::AVX512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Capability::AVX2;
 #endif
@@ -30,9 +30,12 @@ Capability cpu_capability() {
 
 const char* capability_name(Capability capability) {
     switch (capability) {
-        case Capability::AVX512: return "avx512";
-        case Capability::AVX2: return "avx2";
-        case Capability::Baseline: break;
+        case Capability::AVX512:
+            return "avx512";
+        case Capability::AVX2:
+            return "avx2";
+        case Capability::Baseline:
+            break;
     }
     return "baseline";
 }

@@ -11,6 +11,8 @@ Capability cpu_capability();
 const char* capability_name(Capability capability);
 
 // Numbers of this size in a register.
-constexpr int lanes(Capability capability, int element_size) { return (16 << int(capability)) / element_size; }
+constexpr int lanes(Capability capability, int element_size) {
+    return (16 << int(capability)) / element_size;
+}
 
 }  // namespace gradreg_fast

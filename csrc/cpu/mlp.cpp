@@ -28,9 +28,12 @@ using Optional = std::optional<Tensor>;
 template <class T>
 const MlpKernels<T>& kernels() {
     switch (cpu_capability()) {
-        case Capability::AVX512: return mlp_kernels_avx512<T>();
-        case Capability::AVX2: return mlp_kernels_avx2<T>();
-        case Capability::Baseline: break;
+        case Capability::AVX512:
+            return mlp_kernels_avx512<T>();
+        case Capability::AVX2:
+            return mlp_kernels_avx2<T>();
+        case Capability::Baseline:
+            break;
     }
     return mlp_kernels_baseline<T>();
 }
@@ -50,7 +53,9 @@ T* mutable_data(const Tensor& tensor) {
     return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-int64_t round_up(int64_t size, int64_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+int64_t round_up(int64_t size, int64_t multiple) {
+    return (size + multiple - 1) / multiple * multiple;
+}
 
 void check_shape(const Tensor& tensor, std::initializer_list<int64_t> shape, ScalarType type, const char* name) {
     STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
@@ -58,7 +63,8 @@ void check_shape(const Tensor& tensor, std::initializer_list<int64_t> shape, Sca
     STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
     bool fits = tensor.dim() == int64_t(shape.size());
     int64_t dimension = 0;
-    for (const int64_t size : shape) fits = fits && tensor.size(dimension++) == size;
+    for (const int64_t size : shape)
+        fits = fits && tensor.size(dimension++) == size;
     STD_TORCH_CHECK(fits, name, " has the wrong shape");
 }
 
@@ -66,12 +72,16 @@ void check_shape(const Optional& tensor, std::initializer_list<int64_t> shape, S
     if (tensor) check_shape(*tensor, shape, type, name);
 }
 
-Tensor as_contiguous(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
+Tensor as_contiguous(const Tensor& tensor) {
+    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
 
-Optional as_contiguous(const Optional& tensor) { return tensor ? Optional(as_contiguous(*tensor)) : std::nullopt; }
+Optional as_contiguous(const Optional& tensor) {
+    return tensor ? Optional(as_contiguous(*tensor)) : std::nullopt;
+}
 
-// While it lives, its thread counts numbers too small for full precision (1e-38 in float32) as zero. Slopes such as those
-// of a sharp softplus produce many, and a product with one takes a hundred times as long.
+// While it lives, its thread counts numbers too small for full precision (1e-38 in float32) as zero. Slopes such as
+// those of a sharp softplus produce many, and a product with one takes a hundred times as long.
 class FlushDenormals {
   public:
 #if defined(__SSE2__)
@@ -198,11 +208,13 @@ struct Split {
     template <class ScratchOf>
     Split(const Network& network, int64_t rows, int64_t stack, int64_t element, ScratchOf&& scratch_of) {
         int64_t weights = 0;
-        for (const Tensor& weight : network.weights) weights += weight.size(0) * weight.size(1);
+        for (const Tensor& weight : network.weights)
+            weights += weight.size(0) * weight.size(1);
         const int64_t work = rows * std::max<int64_t>(stack, 1) * weights;
         const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), work / thread_work);
         tile = 48;
-        while (tile > 12 && scratch_of(tile) * element > tile_bytes) tile /= 2;
+        while (tile > 12 && scratch_of(tile) * element > tile_bytes)
+            tile /= 2;
         rows_each = round_up((rows + std::max<int64_t>(workers, 1) - 1) / std::max<int64_t>(workers, 1), 8);
         rows_each = std::max<int64_t>(rows_each, 8);
         threads = std::max<int64_t>((rows + rows_each - 1) / rows_each, 1);
@@ -232,9 +244,9 @@ void run_forward(const Network& network, const Tensor& x, const Optional& cotang
     pack<T>(network, biases, places, kernel.lanes, memory);
     const std::vector<Layer<T>> layers = layers_of<T>(network, places, kernel.lanes, memory);
     const int64_t rows = x.size(0);
-    const ForwardPull<T> problem{layers.data(),      network.depth(),    rows,
-                                 stack,              unit_seed,          data<T>(x),
-                                 data<T>(cotangent), mutable_data<T>(y), mutable_data<T>(g)};
+    const ForwardPull<T> problem{
+        layers.data(),      network.depth(),   rows, stack, unit_seed, data<T>(x), data<T>(cotangent),
+        mutable_data<T>(y), mutable_data<T>(g)};
     const auto scratch_of = [&](int64_t tile) { return kernel.forward_scratch(problem, tile); };
     const Split split(network, rows, stack, sizeof(T), scratch_of);
     const Scratch<T> scratch(split.threads * split.scratch);
@@ -297,15 +309,17 @@ void reduce(const T* sums, int64_t threads, int64_t distance, int64_t rows, int6
     const int64_t lines = transposed ? columns : rows, width = transposed ? rows : columns;
     const int64_t stride = round_up(width, lanes);
     for (int64_t thread = 1; thread < threads; ++thread)
-        for (int64_t i = 0; i < lines * stride; ++i) first[i] += sums[thread * distance + i];
+        for (int64_t i = 0; i < lines * stride; ++i)
+            first[i] += sums[thread * distance + i];
     if (transposed) return kernels<T>().transpose(first, lines, width, stride, to, lines);
-    for (int64_t i = 0; i < lines; ++i) std::copy_n(first + i * stride, width, to + i * width);
+    for (int64_t i = 0; i < lines; ++i)
+        std::copy_n(first + i * stride, width, to + i * width);
 }
 
 template <class T>
-void run_backward(const Network& network, const Tensor& x, const Optional& cotangent, const Tensor& kept,
-                  int64_t stack, bool unit_seed, const Optional& ybar, const Optional& gbar,
-                  const std::vector<int64_t>& wanted, std::vector<Tensor>& results) {
+void run_backward(const Network& network, const Tensor& x, const Optional& cotangent, const Tensor& kept, int64_t stack,
+                  bool unit_seed, const Optional& ybar, const Optional& gbar, const std::vector<int64_t>& wanted,
+                  std::vector<Tensor>& results) {
     const MlpKernels<T>& kernel = kernels<T>();
     const int64_t rows = x.size(0), depth = network.depth();
     const Places places(network, kernel.lanes, rows, stack, true);
@@ -415,7 +429,8 @@ std::tuple<Tensor, Tensor, Tensor> activation(Tensor z, int64_t kind, std::vecto
     const ScalarType type = z.scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "z must be float32 or float64");
     z = as_contiguous(z);
-    Tensor value = torch::stable::empty_like(z), slope = torch::stable::empty_like(z), bend = torch::stable::empty_like(z);
+    Tensor value = torch::stable::empty_like(z), slope = torch::stable::empty_like(z),
+           bend = torch::stable::empty_like(z);
     const auto run = type == ScalarType::Float ? run_activation<float> : run_activation<double>;
     run(Kind(kind), {settings[0], settings[1]}, z, value, slope, bend);
     return {value, slope, bend};

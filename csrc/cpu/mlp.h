@@ -1,8 +1,9 @@
 // The sweeps of a fully connected network over rows of a batch, as kernels see them: plain pointers, no tensors.
 //
-// Layer l maps h_{l-1} to h_l = phi_l(z_l), z_l = h_{l-1} W_l^T + b_l. Matrices are row-major; a `stride` is the distance of
-// two rows, the width rounded up to whole registers, so that no loop has a ragged end. What lies between width and stride
-// is finite and never read into a result. Stacks of K cotangents are interleaved: row b K + k belongs to sample b.
+// Layer l maps h_{l-1} to h_l = phi_l(z_l), z_l = h_{l-1} W_l^T + b_l. Matrices are row-major; a `stride` is the
+// distance of two rows, the width rounded up to whole registers, so that no loop has a ragged end. What lies between
+// width and stride is finite and never read into a result. Stacks of K cotangents are interleaved: row b K + k belongs
+// to sample b.
 
 #pragma once
 
@@ -16,7 +17,7 @@ constexpr int64_t max_depth = 64;
 
 template <class T>
 struct Layer {
-    int64_t inputs, outputs;            // widths of h_{l-1} and h_l
+    int64_t inputs, outputs;              // widths of h_{l-1} and h_l
     int64_t input_stride, output_stride;  // and their strides
     Kind kind;
     Settings settings;
@@ -53,18 +54,18 @@ struct PushAdjoint {
     const Layer<T>* layers;
     int64_t depth;
     int64_t rows;
-    int64_t stack;                   // K; 0 if nothing depends on g
-    bool proportional;               // d = ybar u: one output, piecewise linear, unit seed
-    bool curvature_free;             // every phi'' = 0
-    int64_t lowest;                  // the adjoint sweep stops at this layer
-    const T* x;                      // [B, inputs]
-    const T* cotangent;              // [B], read if proportional; null: ones
-    const T* ybar;                   // [B, outputs]; null: zero
-    const T* gbar;                   // [K, B, inputs]
-    T* xbar;                         // [B, inputs]; null: not wanted
-    T* cotangent_bar;                // [K, B, outputs]; null: not wanted
+    int64_t stack;                      // K; 0 if nothing depends on g
+    bool proportional;                  // d = ybar u: one output, piecewise linear, unit seed
+    bool curvature_free;                // every phi'' = 0
+    int64_t lowest;                     // the adjoint sweep stops at this layer
+    const T* x;                         // [B, inputs]
+    const T* cotangent;                 // [B], read if proportional; null: ones
+    const T* ybar;                      // [B, outputs]; null: zero
+    const T* gbar;                      // [K, B, inputs]
+    T* xbar;                            // [B, inputs]; null: not wanted
+    T* cotangent_bar;                   // [K, B, outputs]; null: not wanted
     const LayerGradient<T>* gradients;  // [depth]
-    bool accumulate;                 // whether the gradients already hold sums
+    bool accumulate;                    // whether the gradients already hold sums
 };
 
 // One instruction set's kernels. `scratch` holds `..._scratch` numbers; rows [begin, end) at most `tile` at a time.

@@ -26,17 +26,28 @@ struct Arena {
 template <class Math, class Function>
 GRADREG_FAST_INLINE void with_activation(Kind kind, Settings settings, Function&& function) {
     switch (kind) {
-        case Kind::Identity: return function(Identity<Math>(settings));
-        case Kind::ReLU: return function(ReLU<Math>(settings));
-        case Kind::LeakyReLU: return function(LeakyReLU<Math>(settings));
-        case Kind::Softplus: return function(Softplus<Math>(settings));
-        case Kind::Tanh: return function(Tanh<Math>(settings));
-        case Kind::Sigmoid: return function(Sigmoid<Math>(settings));
-        case Kind::SiLU: return function(SiLU<Math>(settings));
-        case Kind::GELU: return function(GELU<Math>(settings));
-        case Kind::GELUTanh: return function(GELUTanh<Math>(settings));
-        case Kind::Sine: return function(Sine<Math>(settings));
-        case Kind::Count: return;
+        case Kind::Identity:
+            return function(Identity<Math>(settings));
+        case Kind::ReLU:
+            return function(ReLU<Math>(settings));
+        case Kind::LeakyReLU:
+            return function(LeakyReLU<Math>(settings));
+        case Kind::Softplus:
+            return function(Softplus<Math>(settings));
+        case Kind::Tanh:
+            return function(Tanh<Math>(settings));
+        case Kind::Sigmoid:
+            return function(Sigmoid<Math>(settings));
+        case Kind::SiLU:
+            return function(SiLU<Math>(settings));
+        case Kind::GELU:
+            return function(GELU<Math>(settings));
+        case Kind::GELUTanh:
+            return function(GELUTanh<Math>(settings));
+        case Kind::Sine:
+            return function(Sine<Math>(settings));
+        case Kind::Count:
+            return;
     }
 }
 
@@ -52,7 +63,8 @@ struct Sweeps {
         T* result = h;
         with_activation<Math>(layer.kind, layer.settings, [&](auto activation) {
             if (activation.from_output) result = z;
-            for (int64_t i = 0; i < count; i += lanes) V::store(result + i, activation.value(V::load(z + i)));
+            for (int64_t i = 0; i < count; i += lanes)
+                V::store(result + i, activation.value(V::load(z + i)));
         });
         return result;
     }
@@ -73,8 +85,8 @@ struct Sweeps {
     }
 
     // Where tangent and cotangent meet: h, phi', u_z = phi' u, hdot = phi' zdot and second = phi'' sum_k u^k zdot^k.
-    static void meet(const Layer<T>& layer, int64_t rows, int64_t stack, const T* state, const T* u, const T* zdot, T* h,
-                     T* slopes, T* u_z, T* hdot, T* second) {
+    static void meet(const Layer<T>& layer, int64_t rows, int64_t stack, const T* state, const T* u, const T* zdot,
+                     T* h, T* slopes, T* u_z, T* hdot, T* second) {
         const int64_t stride = layer.output_stride;
         with_activation<Math>(layer.kind, layer.settings, [&](auto activation) {
             for (int64_t b = 0; b < rows; ++b)
@@ -144,7 +156,8 @@ struct Sweeps {
     // [width] to [stride], zeros behind.
     static void pad_row(const T* from, int64_t width, T* to, int64_t stride) {
         __builtin_memcpy(to, from, width * sizeof(T));
-        for (int64_t i = width; i < stride; ++i) to[i] = T(0);
+        for (int64_t i = width; i < stride; ++i)
+            to[i] = T(0);
     }
 
     // Rows [begin, begin + rows) of a stack [K, B, width] to interleaved, padded ones.
@@ -163,7 +176,8 @@ struct Sweeps {
                 const T* row = from + (b * stack + k) * stride;
                 T* target = to + (k * batch + begin + b) * width;
                 const T scale = factor ? factor[begin + b] : T(1);
-                for (int64_t i = 0; i < width; ++i) target[i] = scale * row[i];
+                for (int64_t i = 0; i < width; ++i)
+                    target[i] = scale * row[i];
             }
     }
 
@@ -203,7 +217,8 @@ struct Sweeps {
         if (p.cotangent && !p.unit_seed)
             gather(p.cotangent, p.rows, begin, rows, stack, last.outputs, u, last.output_stride);
         else
-            for (int64_t i = 0; i < rows * stack * last.output_stride; ++i) u[i] = T(1);
+            for (int64_t i = 0; i < rows * stack * last.output_stride; ++i)
+                u[i] = T(1);
         for (int64_t l = p.depth - 1; l >= 0; --l) {
             const Layer<T>& layer = p.layers[l];
             pull(layer, rows, stack, states[l], u, u_z);
@@ -311,7 +326,8 @@ struct Sweeps {
             down(first, rows, left, spare);
             return scatter(spare, first.input_stride, p.rows, begin, rows, 1, first.inputs, p.xbar, p.ybar);
         }
-        for (int64_t i = begin * first.inputs; i < (begin + rows) * first.inputs; ++i) p.xbar[i] = T(0);
+        for (int64_t i = begin * first.inputs; i < (begin + rows) * first.inputs; ++i)
+            p.xbar[i] = T(0);
     }
 
     static bool is_curvature_free(Kind kind) {
@@ -351,7 +367,8 @@ struct Sweeps {
         for (int64_t r = 0; r < rows; r += block)
             for (int64_t c = 0; c < columns; c += block)
                 for (int64_t j = c; j < columns && j < c + block; ++j)
-                    for (int64_t i = r; i < rows && i < r + block; ++i) to[j * to_stride + i] = from[i * from_stride + j];
+                    for (int64_t i = r; i < rows && i < r + block; ++i)
+                        to[j * to_stride + i] = from[i * from_stride + j];
     }
 
     static void activate(Kind kind, Settings settings, const T* z, int64_t count, T* value, T* slope, T* bend) {
@@ -367,7 +384,7 @@ struct Sweeps {
     }
 
     static const MlpKernels<T>& kernels() {
-        static constexpr MlpKernels<T> table{lanes,   forward_scratch, backward_scratch, forward,
+        static constexpr MlpKernels<T> table{lanes,    forward_scratch, backward_scratch, forward,
                                              backward, transpose,       activate};
         return table;
     }

@@ -32,12 +32,14 @@ GRADREG_FAST_INLINE void product_block(int64_t depth, const T* a, int64_t a_stri
     for (int64_t k = 0; k < depth; ++k) {
         typename V::T line[N];
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) line[j] = V::load(b + j * V::lanes);
+        for (int j = 0; j < N; ++j)
+            line[j] = V::load(b + j * V::lanes);
 #pragma GCC unroll 16
         for (int i = 0; i < M; ++i) {
             const typename V::T factor = V::broadcast(Transposed ? a[i] : a[i * a_stride]);
 #pragma GCC unroll 4
-            for (int j = 0; j < N; ++j) sum[i][j] += factor * line[j];
+            for (int j = 0; j < N; ++j)
+                sum[i][j] += factor * line[j];
         }
         a += Transposed ? a_stride : 1;
         b += b_stride;
@@ -45,7 +47,8 @@ GRADREG_FAST_INLINE void product_block(int64_t depth, const T* a, int64_t a_stri
 #pragma GCC unroll 16
     for (int i = 0; i < M; ++i)
 #pragma GCC unroll 4
-        for (int j = 0; j < N; ++j) V::store(c + i * c_stride + j * V::lanes, sum[i][j]);
+        for (int j = 0; j < N; ++j)
+            V::store(c + i * c_stride + j * V::lanes, sum[i][j]);
 }
 
 // C [rows, N registers]: blocks of M rows, and a smaller one for what is left.
@@ -100,10 +103,12 @@ void narrow_product(int64_t rows, int64_t width, int64_t depth, const T* a, int6
     for (int64_t i = 0; i < rows; ++i) {
         for (int64_t j = 0; j < width; ++j) {
             typename V::T sum{};
-            for (int64_t k = 0; k < depth; k += V::lanes) sum += V::load(a + i * a_row + k) * V::load(b + j * b_row + k);
+            for (int64_t k = 0; k < depth; k += V::lanes)
+                sum += V::load(a + i * a_row + k) * V::load(b + j * b_row + k);
             c[i * c_row + j] = V::sum(sum) + (bias ? bias[j] : T(0));
         }
-        for (int64_t j = width; j < c_row; ++j) c[i * c_row + j] = T(0);
+        for (int64_t j = width; j < c_row; ++j)
+            c[i * c_row + j] = T(0);
     }
 }
 

@@ -1,9 +1,9 @@
 // Registers of numbers as GCC's vector types, and elementary functions of them.
 //
-// Everything is a template over the register's size in bytes, so that the same lines serve every instruction set and no two
-// of them share a symbol. The float functions are our own, accurate to about 2 units in the last place over the whole
-// range (tests/csrc checks them); polynomials are minimax fits. The double functions call the standard library lane by
-// lane: correct, not fast.
+// Everything is a template over the register's size in bytes, so that the same lines serve every instruction set and no
+// two of them share a symbol. The float functions are our own, accurate to about 2 units in the last place over the
+// whole range (tests/csrc checks them); polynomials are minimax fits. The double functions call the standard library
+// lane by lane: correct, not fast.
 
 #pragma once
 
@@ -36,7 +36,8 @@ struct Vector {
             return Half::sum(low + high);
         } else {
             Number total = v[0];
-            for (int lane = 1; lane < lanes; ++lane) total += v[lane];
+            for (int lane = 1; lane < lanes; ++lane)
+                total += v[lane];
             return total;
         }
     }
@@ -91,7 +92,8 @@ struct VectorMath<float, Bytes> {
     static GRADREG_FAST_INLINE void sincos(T x, T& sine, T& cosine) {
         const T far = absolute(x);
         bool large = false;
-        for (int lane = 0; lane < V::lanes; ++lane) large |= !(far[lane] < 8192.0f);
+        for (int lane = 0; lane < V::lanes; ++lane)
+            large |= !(far[lane] < 8192.0f);
         if (large) {  // the reduction below would lose digits; also infinities and NaN
             for (int lane = 0; lane < V::lanes; ++lane) {
                 sine[lane] = std::sin(x[lane]);
@@ -170,17 +172,26 @@ struct VectorMath<double, Bytes> {
     static GRADREG_FAST_INLINE T constant(double value) { return V::broadcast(value); }
     static GRADREG_FAST_INLINE T select(Bits condition, T yes, T no) { return condition ? yes : no; }
     static GRADREG_FAST_INLINE T absolute(T x) { return (T)((Bits)x & INT64_MAX); }
-    static GRADREG_FAST_INLINE T exp(T x) { return each(x, [](double v) { return S::exp(v); }); }
-    static GRADREG_FAST_INLINE T expm1(T x) { return each(x, [](double v) { return S::expm1(v); }); }
-    static GRADREG_FAST_INLINE T log1p(T x) { return each(x, [](double v) { return S::log1p(v); }); }
-    static GRADREG_FAST_INLINE T tanh(T x) { return each(x, [](double v) { return S::tanh(v); }); }
+    static GRADREG_FAST_INLINE T exp(T x) {
+        return each(x, [](double v) { return S::exp(v); });
+    }
+    static GRADREG_FAST_INLINE T expm1(T x) {
+        return each(x, [](double v) { return S::expm1(v); });
+    }
+    static GRADREG_FAST_INLINE T log1p(T x) {
+        return each(x, [](double v) { return S::log1p(v); });
+    }
+    static GRADREG_FAST_INLINE T tanh(T x) {
+        return each(x, [](double v) { return S::tanh(v); });
+    }
     static GRADREG_FAST_INLINE void sincos(T x, T& sine, T& cosine) { pair(&S::sincos, x, sine, cosine); }
     static GRADREG_FAST_INLINE void normal(T x, T& density, T& tail) { pair(&S::normal, x, density, tail); }
 
   private:
     template <class Function>
     static GRADREG_FAST_INLINE T each(T x, Function function) {
-        for (int lane = 0; lane < V::lanes; ++lane) x[lane] = function(x[lane]);
+        for (int lane = 0; lane < V::lanes; ++lane)
+            x[lane] = function(x[lane]);
         return x;
     }
     template <class Function>

@@ -1,9 +1,9 @@
 r"""Elementwise activations: each gives phi, the product with phi' and the product with phi''.
 
-`curvature` returns ``w = sum_k u^k xdot^k`` and leaves it to `adjoint` to multiply it by ``phi''``, once for all chunks.
-Where ``phi'' = r phi'`` with a ratio r that is cheap (tanh, sigmoid, softplus), `bend` multiplies by r instead and w is
-taken with the cotangent *below* the activation, ``phi' u``, which the layer below keeps anyway: the cotangent above is
-then never stored.
+`curvature` returns ``w = sum_k u^k xdot^k`` and leaves it to `adjoint` to multiply it by ``phi''``, once for all
+chunks. Where ``phi'' = r phi'`` with a ratio r that is cheap (tanh, sigmoid, softplus), `bend` multiplies by r instead
+and w is taken with the cotangent *below* the activation, ``phi' u``, which the layer below keeps anyway: the cotangent
+above is then never stored.
 """
 
 import math
@@ -188,7 +188,7 @@ class GELU(Activation):
 
 
 class Sine(Activation):
-    """``sin(frequency z)``, as in SIREN (Sitzmann et al. 2020, equation 1)."""
+    """``sin(frequency z)``, as in SIREN (Sitzmann et al. 2020, arXiv:2006.09661)."""
 
     def __init__(self, frequency: float = 1.0) -> None:
         self.frequency = frequency

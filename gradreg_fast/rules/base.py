@@ -83,9 +83,7 @@ class Rule:
         """
         return (None,) * len(xdots)
 
-    def gradient(
-        self, saved: Saved, parameters: Sequence[Tensor | None], d: Tensor, gradients: NodeGradients
-    ) -> None:
+    def gradient(self, saved: Saved, parameters: Sequence[Tensor | None], d: Tensor, gradients: NodeGradients) -> None:
         """Add the parameters' gradients of ``<d, n(x; parameters)>`` to `gradients`."""
 
     def adjoint(

@@ -77,10 +77,8 @@ class Conv(Rule):
         return self._weight_gradient(u.flatten(0, 1), xdot.flatten(0, 1), weight)
 
 
-
-
 def channels_last(x: Tensor) -> Tensor:
-    """The tensor with its channels next to each other: oneDNN's kernels and PyTorch's pooling prefer it, by up to 5x."""
+    """The tensor with its channels next to each other, which oneDNN and PyTorch's pooling prefer, by up to 5x."""
     x = x.contiguous(memory_format=torch.channels_last)
     _, C, H, W = x.shape
     if C == 1:  # both layouts at once: say which

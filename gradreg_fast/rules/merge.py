@@ -71,7 +71,9 @@ class Dropout(Rule):
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
-        mask = torch.dropout(torch.ones_like(x), self.probability, True)  # draws what torch.dropout(x) would draw
+        # drawn in the order of the shape, as torch.dropout does, even where the layers here keep their channels last
+        mask = torch.dropout(torch.ones(x.shape, dtype=x.dtype, device=x.device), self.probability, True)
+        mask = torch.empty_like(x).copy_(mask)
         return x * mask, (mask,)
 
     def pull(self, saved, parameters, u):

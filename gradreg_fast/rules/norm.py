@@ -38,9 +38,7 @@ class BatchNormTrain(Rule):
         momentum = self.momentum
         if momentum is None:  # cumulative average
             momentum = 0.0 if batches is None else 1.0 / float(batches)
-        y, mean, inverse = torch.native_batch_norm(
-            x, gamma, beta, running_mean, running_var, True, momentum, self.eps
-        )
+        y, mean, inverse = torch.native_batch_norm(x, gamma, beta, running_mean, running_var, True, momentum, self.eps)
         return y, (x, mean, inverse)
 
     def pull(self, saved, parameters, u):

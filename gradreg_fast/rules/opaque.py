@@ -1,6 +1,7 @@
 """Whatever has no rule of its own: autograd, on that node alone."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -24,8 +25,10 @@ class Opaque(Rule):
         self.reason = reason
 
     def forward(self, inputs, parameters, extras):
-        with torch.enable_grad():
-            inputs = [x.detach().requires_grad_() for x in inputs]
+        with recording():
+            # under inference_mode a clone, since autograd can record nothing else
+            inputs = [(x.clone() if x.is_inference() else x.detach()) for x in inputs]
+            inputs = [x.requires_grad_(x.is_floating_point()) for x in inputs]
             # leaves of its own: hooks on the real parameters fire once, for the sum of all gradients
             parameters = [None if p is None else p.detach().requires_grad_(p.requires_grad) for p in parameters]
             y = self.function(inputs, parameters, extras)
@@ -76,7 +79,9 @@ class Record:
 
     def push(self, tangents: tuple[Tensor, ...]) -> Tensor:
         """``J xdot``: the pull is linear in its cotangent, so its own pull is the push."""
-        with torch.enable_grad():
+        if not self.y.requires_grad:
+            return torch.zeros_like(self.y)
+        with recording():
             u = torch.zeros_like(self.y, requires_grad=True)
             pulled = self._grad([self.y], self.inputs, [u], create_graph=True)
         return self._grad(list(pulled), [u], list(tangents))[0]
@@ -84,31 +89,42 @@ class Record:
     def curvature(self, u: Tensor, tangents: list[tuple[Tensor, ...]], sources: list[Tensor]) -> list[Tensor | None]:
         """Gradient of ``sum_k <u^k, J xdot^k>`` with respect to each source: a fresh tensor, or None."""
         pulled = []
-        with torch.enable_grad():
+        with recording():
             for cotangent in u:
                 pulled += self._grad([self.y], self.inputs, [cotangent], create_graph=True)
         xdots = [xdot for members in tangents for xdot in members]
         dependent = [(p, xdot) for p, xdot in zip(pulled, xdots, strict=True) if p.requires_grad]
         if not dependent:
             return [None] * len(sources)
-        terms = torch.autograd.grad(
-            [p for p, _ in dependent], sources, [x for _, x in dependent], retain_graph=True, allow_unused=True
-        )
+        terms = differentiate([p for p, _ in dependent], sources, [x for _, x in dependent])
         return [None if term is None else term.clone() for term in terms]
 
     def _grad(self, outputs, inputs, cotangents, create_graph=False) -> tuple[Tensor, ...]:
         pairs = [(y, c) for y, c in zip(outputs, cotangents, strict=True) if y.requires_grad]
         if not pairs:
             return tuple(torch.zeros_like(x) for x in inputs)
-        gradients = torch.autograd.grad(
-            [y for y, _ in pairs],
-            inputs,
-            [c for _, c in pairs],
-            create_graph=create_graph,
-            retain_graph=True,
-            allow_unused=True,
-        )
+        gradients = differentiate([y for y, _ in pairs], inputs, [c for _, c in pairs], create_graph)
         return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(gradients, inputs, strict=True))
+
+
+@contextmanager
+def recording():
+    """Let autograd record, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def differentiate(outputs, sources, cotangents, create_graph=False) -> list[Tensor | None]:
+    """Gradients with respect to each source; None where there is none (masks and indices have none)."""
+    floating = [x for x in sources if x.requires_grad]
+    if not floating:
+        return [None] * len(sources)
+    found = iter(
+        torch.autograd.grad(
+            outputs, floating, cotangents, create_graph=create_graph, retain_graph=True, allow_unused=True
+        )
+    )
+    return [next(found) if x.requires_grad else None for x in sources]
 
 
 def stack_members(members: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

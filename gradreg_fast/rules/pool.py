@@ -71,7 +71,7 @@ def like(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def flat_pixels(stack: Tensor, last: bool) -> Tensor:
-    """A stack ``[K, B, C, H, W]`` as ``[K, B, C, H * W]``, or as ``[K, B, H * W, C]`` if the channels are to be last."""
+    """A stack ``[K, B, C, H, W]`` as ``[K, B, C, H * W]``, or ``[K, B, H * W, C]`` if the channels are to be last."""
     return stack.permute(0, 1, 3, 4, 2).flatten(2, 3) if last else stack.flatten(3)
 
 

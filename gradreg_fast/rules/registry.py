@@ -121,9 +121,7 @@ def convolution_module(dims: int, layer, x, parameter):
         if layer.padding_mode == "zeros" and all(size % 2 == 0 for size in total):
             return convolution(dims, x, *parameters, stride, [size // 2 for size in total], dilation, layer.groups)
         return padded(x, around, layer.padding_mode, Conv(stride, [0] * dims, dilation, layer.groups), parameters)
-    return convolution(
-        dims, x, *parameters, stride, layer.padding, dilation, layer.groups, layer.padding_mode
-    )
+    return convolution(dims, x, *parameters, stride, layer.padding, dilation, layer.groups, layer.padding_mode)
 
 
 function(functional.conv2d, torch.conv2d)(partial(convolution, 2))

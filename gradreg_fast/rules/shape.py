@@ -82,14 +82,14 @@ class LinearMap(Rule):
         return map_rows(self.function, xdots[0])
 
     def _transpose(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             x = rows.new_zeros(shape).requires_grad_()
             return torch.autograd.grad(self.function(x), x, rows)[0]
 
 
 def reshape_stack(stack: Tensor, shape: torch.Size) -> Tensor:
     """A stack ``[K, *any]`` as ``[K, *shape]``; rows that samples share stay shared where the batch stays first."""
-    if stack.shape[1] == shape[0] and stack.stride(1) == 0:
+    if stack.shape[1] == shape[0] and shared_rows(stack):
         return stack[:, :1].reshape(len(stack), 1, *shape[1:]).expand(len(stack), *shape)
     return stack.reshape(len(stack), *shape)
 

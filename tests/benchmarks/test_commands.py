@@ -22,7 +22,8 @@ def run(monkeypatch):
 
 
 def small(out, *arguments):
-    return ("train", "--train-size", 24, "--batch-size", 8, "--epochs", 1, "--seeds", 1, "--out", out, *arguments)
+    sizes = ("--train-size", 24, "--batch-size", 8, "--epochs", 1, "--seeds", 1, "--threads", 1)
+    return ("train", *sizes, "--out", out, *arguments)
 
 
 def test_train_writes_results_and_a_picture(run, tmp_path):

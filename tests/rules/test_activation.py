@@ -127,7 +127,9 @@ def test_subclass_is_left_to_autograd():
     assert_primitives(nn.Sequential(nn.Linear(5, 4), Swish(), nn.Linear(4, 2)), torch.randn(3, 5))
 
 
-@pytest.mark.parametrize("make", [nn.ELU, nn.Hardtanh, nn.Mish, nn.ReLU6, nn.PReLU, lambda: nn.Softmax(1), nn.LogSigmoid])
+@pytest.mark.parametrize(
+    "make", [nn.ELU, nn.Hardtanh, nn.Mish, nn.ReLU6, nn.PReLU, lambda: nn.Softmax(1), nn.LogSigmoid]
+)
 def test_others_are_left_to_autograd(make):
     model = nn.Sequential(nn.Linear(5, 4), make(), nn.Linear(4, 2))
     assert is_opaque(model)
@@ -140,7 +142,9 @@ def test_others_in_place(make):
     assert_primitives(model, torch.randn(3, 5))
 
 
-@pytest.mark.parametrize("function", [lambda h: h.exp_(), lambda h: functional.elu(h, inplace=True), lambda h: h.clamp_(-1)])
+@pytest.mark.parametrize(
+    "function", [lambda h: h.exp_(), lambda h: functional.elu(h, inplace=True), lambda h: h.clamp_(-1)]
+)
 def test_functions_without_a_rule_in_place(function):
     assert_primitives(Applied(function), torch.randn(4, 5))
     assert_primitives(Applied(function, again=True), torch.randn(4, 5))

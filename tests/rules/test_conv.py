@@ -108,7 +108,9 @@ def test_functional_same_padding_is_left_to_autograd():
     assert_primitives(Net(), torch.randn(2, 2, 3, 4))
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Conv1d(2, 3, 3, padding=1), lambda: nn.ConvTranspose1d(2, 3, 3, padding=1)])
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Conv1d(2, 3, 3, padding=1), lambda: nn.ConvTranspose1d(2, 3, 3, padding=1)]
+)
 def test_other_convolutions_are_left_to_autograd(make):
     model = nn.Sequential(nn.Conv1d(2, 2, 1), nn.Tanh(), make(), nn.Tanh(), nn.Flatten(), nn.Linear(15, 2))
     assert_primitives(model, torch.randn(3, 2, 5))

@@ -50,7 +50,9 @@ def test_sequences(training):
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_volumes(training):
-    model = nn.Sequential(nn.Linear(2, 3), normalisation(nn.BatchNorm3d, 2, training), nn.Tanh(), nn.Flatten(), nn.Linear(36, 1))
+    model = nn.Sequential(
+        nn.Linear(2, 3), normalisation(nn.BatchNorm3d, 2, training), nn.Tanh(), nn.Flatten(), nn.Linear(36, 1)
+    )
     assert_primitives(model, torch.randn(2, 2, 3, 2, 2))
 
 

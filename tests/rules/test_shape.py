@@ -105,7 +105,9 @@ def test_sizes_are_read_at_every_call(size):
 
 
 def test_unflatten_module():
-    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Unflatten(1, (2, 3)), nn.Linear(3, 2), nn.Tanh(), nn.Flatten(1, -1))
+    model = nn.Sequential(
+        nn.Linear(5, 6), nn.Tanh(), nn.Unflatten(1, (2, 3)), nn.Linear(3, 2), nn.Tanh(), nn.Flatten(1, -1)
+    )
     assert not is_opaque(model)
     assert_primitives(model, torch.randn(4, 5))
 
