@@ -300,10 +300,6 @@ def adjoints_are_cotangents(linearization: Linearization) -> bool:
         graph.seed == graph.output
         and graph.curvature_free
         and not graph.couples_samples
-<<<<<<< HEAD
-        and len(shapes[graph.seed]) > 0
-=======
->>>>>>> main
         and planner.width(linearization, graph.seed) == 1
         and planner.batch_stays_first(linearization)
     )
