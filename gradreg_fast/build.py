@@ -87,7 +87,7 @@ def load() -> ModuleType:
 
 
 def is_installed(sources: Path | None) -> bool:
-    """Whether a library was compiled ahead of time; one that is older than the sources of its checkout is not counted."""
+    """Whether a library was compiled ahead of time, and not before its checkout last changed."""
     found = importlib.util.find_spec(MODULE)
     if found is None or found.origin is None:
         return False

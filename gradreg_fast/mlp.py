@@ -105,7 +105,16 @@ class Mlp:
         flags = [wanted[0], wanted[1] and adjoints[1] is not None]
         flags += [slot is not None and wanted[2 + slot] for slot in slots]
         results = torch.ops.gradreg_fast.mlp_push_adjoint(
-            x, cotangent, kept, weights, self.kinds, self.settings, stack, self.unit_seed(weights, stack), *adjoints, flags
+            x,
+            cotangent,
+            kept,
+            weights,
+            self.kinds,
+            self.settings,
+            stack,
+            self.unit_seed(weights, stack),
+            *adjoints,
+            flags,
         )
         results = iter(results)
         gradients: list[Tensor | None] = [None] * len(wanted)

@@ -101,7 +101,10 @@ def test_wrong_arguments_say_the_same_whatever_runs():
 
 def test_info_says_what_a_bug_report_needs():
     done = subprocess.run(
-        [sys.executable, "-m", "gradreg_fast", "info"], capture_output=True, text=True, cwd=gradreg_fast.__path__[0] + "/.."
+        [sys.executable, "-m", "gradreg_fast", "info"],
+        capture_output=True,
+        text=True,
+        cwd=gradreg_fast.__path__[0] + "/..",
     )
     assert done.returncode == 0, done.stderr
     for fact in ("gradreg_fast", "torch", "python", "backend", "CPU kernels", "cache"):

@@ -89,11 +89,12 @@ struct Softplus {
     using T = typename Math::T;
     static constexpr bool from_output = true;
     static constexpr bool curvature_free = false;
-    const T beta, reciprocal, threshold;
+    const T beta, reciprocal, threshold, limit;
     explicit Softplus(Settings settings)
         : beta(Math::constant(settings.first)),
           reciprocal(Math::constant(1 / settings.first)),
-          threshold(Math::constant(settings.second)) {}
+          threshold(Math::constant(settings.second)),
+          limit(Math::constant(settings.second + std::log1p(std::exp(-settings.second)))) {}
     GRADREG_FAST_INLINE T value(T z) const {
         const T zero = Math::constant(0), scaled = z * beta;
         const T positive = Math::select(scaled < zero, zero, scaled);
@@ -103,7 +104,7 @@ struct Softplus {
     // exp(-beta y) = 1 - s(beta z): one exponential gives both, and small slopes keep their digits.
     GRADREG_FAST_INLINE Derivatives<T> derivatives(T y) const {
         const T one = Math::constant(1), scaled = y * beta;
-        const auto beyond = scaled > threshold;
+        const auto beyond = scaled > limit;  // the value at the threshold
         const T negative = Math::expm1(-scaled);
         return {y, Math::select(beyond, one, -negative),
                 Math::select(beyond, Math::constant(0), -beta * negative * (one + negative))};
