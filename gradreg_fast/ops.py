@@ -6,7 +6,8 @@ that a penalty on input gradients is an ordinary first-order operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 
 import torch
@@ -100,11 +101,12 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
     """y and ``g^k = J^T c^k``: ``[K, B, ...]``."""
     wanted = wanted_now(tensors)
     given = cotangent if isinstance(cotangent, Tensor) else None
-    if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
-        y, linearization = linearize(graph, x, tensors)
-        g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
-        return laid_out_like(y, x), laid_out_like(x.new_zeros(1, *x.shape) if g is None else g, x)
-    return _ValueAndVjp.apply(graph, wanted, cotangent if given is None else None, x, given, *tensors)
+    with buffers_restored_on_error(graph, tensors):
+        if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
+            y, linearization = linearize(graph, x, tensors)
+            g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
+            return laid_out_like(y, x), laid_out_like(x.new_zeros(1, *x.shape) if g is None else g, x)
+        return _ValueAndVjp.apply(graph, wanted, cotangent if given is None else None, x, given, *tensors)
 
 
 def sqnorm(
@@ -119,10 +121,23 @@ def sqnorm(
     With `one_output`, a seed with more than one element a sample is an error.
     """
     wanted = wanted_now(tensors)
-    if not (any(wanted) or differentiable(x)):
-        y, linearization = linearize(graph, x, tensors)
-        return laid_out_like(y, x), _norms(linearization, cotangents, one_output, None)[0]
-    return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, x, *tensors)
+    with buffers_restored_on_error(graph, tensors):
+        if not (any(wanted) or differentiable(x)):
+            y, linearization = linearize(graph, x, tensors)
+            return laid_out_like(y, x), _norms(linearization, cotangents, one_output, None)[0]
+        return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, x, *tensors)
+
+
+@contextmanager
+def buffers_restored_on_error(graph: Graph, tensors: list) -> Iterator[None]:
+    """Undo what a forward did to running statistics if bad input is noticed only after it."""
+    before = [(tensors[slot], tensors[slot].clone()) for slot in graph.updated]
+    try:
+        yield
+    except Exception:
+        for buffer, value in before:
+            buffer.copy_(value)
+        raise
 
 
 def sqnorm_or_estimate(
@@ -146,12 +161,24 @@ def closed_form(backward):
             gradients = backward(ctx, *adjoints)
         if not torch.is_grad_enabled():
             return gradients
-        present = [g.detach().requires_grad_() for g in gradients if g is not None]
-        delayed = torch._C._functions.DelayedError(TWICE, len(present))(*present) if present else ()
-        delayed = iter(delayed if isinstance(delayed, tuple) else (delayed,))
-        return tuple(None if g is None else next(delayed) for g in gradients)
+        present = [g for g in gradients if g is not None]
+        sources = [t for t in (*adjoints, *ctx.saved_tensors) if t is not None and t.requires_grad]
+        once = iter(_Once.apply(len(present), *present, *sources) if present else ())
+        return tuple(None if g is None else next(once) for g in gradients)
 
     return wrapper
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that depend on their sources and raise when they are differentiated."""
+
+    @staticmethod
+    def forward(ctx, count, *tensors):
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx, *adjoints):
+        raise RuntimeError(TWICE)
 
 
 class _ValueAndVjp(torch.autograd.Function):
@@ -306,11 +333,18 @@ def check_floating(tensor: Tensor, name: str) -> None:
         raise TypeError(f"{name} must have a real floating-point dtype, got {tensor.dtype}")
 
 
-def check_cotangent(cotangent: Tensor | None, linearization: Linearization) -> None:
+def check_cotangent(cotangent: Tensor | None, linearization: Linearization, name: str = "cotangent") -> None:
     """Raise unless the cotangents ``[K, B, ...]`` fit the seed."""
-    shape = linearization.shapes[linearization.graph.seed]
-    if cotangent is not None and cotangent.shape[1:] != shape:
-        raise ValueError(f"cotangent must be shaped like the output {tuple(shape)}, got {tuple(cotangent.shape[1:])}")
+    shape, like = linearization.shapes[linearization.graph.seed], linearization.like
+    if cotangent is None:
+        return
+    if cotangent.shape[1:] != shape:
+        raise ValueError(f"{name} must be shaped like the output {tuple(shape)}, got {tuple(cotangent.shape[1:])}")
+    if cotangent.dtype != like.dtype or cotangent.device != like.device:
+        raise ValueError(
+            f"{name} must have the output's dtype and device, {like.dtype} on {like.device}, got {cotangent.dtype} on "
+            f"{cotangent.device}"
+        )
 
 
 def differentiable(tensor: Tensor | None) -> bool:
