@@ -222,7 +222,7 @@ class _ValueAndVjp(torch.autograd.Function):
         elif ctx.proportional:
             scale = None if ybar is None else ybar.reshape(-1)  # [B]
             tangent = gbar if cotangent is None else gbar * per_sample(cotangent.reshape(-1), gbar[0])
-            linearization.push({0: tangent}, cotangents=kept, terms=terms, scale=scale)
+            linearization.push({0: tangent}, cotangents=kept, terms=terms, scale=scale, final=True)
             if x_wanted and scale is not None:
                 xbar = pulled[0] * per_sample(scale, pulled[0])
             if cotangent_wanted:
@@ -255,10 +255,11 @@ class _ValueAndSqnorm(torch.autograd.Function):
         proportional = ctx.proportional and weights is not None and ybar is not None
         if weights is not None:
             scale = ybar.reshape(-1) if proportional else None
-            contraction.add_gradients(linearization, plan, state, weights, terms, scale)
+            final = proportional or (ybar is None and graph.curvature_free)
+            u = state[0][0][1] if proportional else None
+            contraction.add_gradients(linearization, plan, state, weights, terms, scale, final)
         adjoints = {} if ybar is None else {graph.output: ybar}
         if proportional:
-            ((_, u, _),) = state[0]
             adjoints = {plan.bottom: u[0] * per_sample(scale, u[0])}  # what is left below the push
         xbar = linearization.adjoint(adjoints, terms)
         return None, None, None, None, xbar if x_wanted else None, *terms.totals
@@ -385,8 +386,10 @@ def save(ctx, arguments: tuple, *state) -> None:
 
 
 def restore(ctx) -> tuple:
-    """What `save` was given."""
-    return _unflatten(ctx.state, ctx.saved_tensors)
+    """What `save` was given; unless the graph is retained, nobody else holds it, so that sweeps free as they go."""
+    state = _unflatten(ctx.state, ctx.saved_tensors)
+    ctx.maybe_clear_saved_tensors()
+    return state
 
 
 class _Place:
