@@ -57,7 +57,7 @@ def _parser():
     sub.add_argument("--train-size", type=_between(int, 1), help="number of training samples; all by default")
     sub.add_argument("--model", choices=train.MODELS, default="mlp", help="network (%(default)s)")
     sub.add_argument(
-        "--penalty", choices=train.PENALTIES, default="double_backprop", help="what is penalised (%(default)s)"
+        "--penalty", choices=train.PENALTIES, default="jacobian_frobenius", help="what is penalised (%(default)s)"
     )
     sub.add_argument(
         "--projections",
@@ -68,8 +68,8 @@ def _parser():
         "--weight",
         type=_between(float, 0),
         nargs="+",
-        default=[0.1],
-        help="of the penalty; of several the best on a validation part of the training data is taken (0.1)",
+        default=[0.01],
+        help="of the penalty; of several the best on a validation part of the training data is taken (0.01)",
     )
     sub.add_argument(
         "--engine", choices=(*train.ENGINES, "all"), default="all", help="none: without penalty (%(default)s)"

@@ -36,24 +36,31 @@ def squared_norm(
 
 
 def add_gradients(
-    linearization: Linearization, plan: Plan, state: tuple, weights: Tensor, terms: Terms, scale: Tensor | None = None
+    linearization: Linearization,
+    plan: Plan,
+    state: tuple,
+    weights: Tensor,
+    terms: Terms,
+    scale: Tensor | None = None,
+    final: bool = False,
 ) -> None:
     """Add the gradients of ``sum_b weights_b norm_b`` to the terms: parameters' and second-order ones.
 
     Args:
         linearization: as given to `squared_norm`.
         plan: as given to `squared_norm`.
-        state: as returned by it.
+        state: as returned by it; consumed.
         weights: ``[B]``.
         terms: added to.
         scale: see `Linearization.push`; only for a single cotangent of one output a sample.
+        final: no other sweep over the network follows.
     """
     if plan.closed_form:
         _closed_form_gradients(linearization, plan, state, weights, terms)
     elif plan.cut != linearization.graph.seed:
         _contract_gradients(linearization, plan, state, weights, terms)
     else:
-        _stack_gradients(linearization, plan, state, weights, terms, scale)
+        _stack_gradients(linearization, plan, state, weights, terms, scale, final)
 
 
 def unit_seeds(linearization: Linearization, value: int) -> Tensor:
@@ -81,15 +88,17 @@ def _stack(linearization, plan, seeds, keep):
     return norms.clamp_min(0), (chunks,)
 
 
-def _stack_gradients(linearization, plan, state, weights, terms, scale):
+def _stack_gradients(linearization, plan, state, weights, terms, scale, final):
     (chunks,) = state
     factor = (2 * weights).to(linearization.like.dtype)
     if plan.bottom:
         pairs = ((u * per_sample(factor, u[0]), u) for _, u, _ in chunks)
         add_gram_gradient(linearization, plan.bottom, terms, pairs, transposed=False)
-    for kept, _, measured in chunks:
-        tangent = measured * per_sample(factor, measured[0])
-        linearization.push({plan.bottom: tangent}, cotangents=kept, terms=terms, scale=scale)
+    while chunks:
+        kept, _, measured = chunks.pop()
+        seeds = {plan.bottom: measured * per_sample(factor, measured[0])}
+        last = final and not chunks
+        linearization.push(seeds, cotangents=kept, terms=terms, scale=scale, final=last)
 
 
 def accumulation_dtype(linearization: Linearization) -> torch.dtype:
@@ -177,7 +186,7 @@ def add_gram_gradient(
 
 
 def symmetric_sum(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """``sum a b`` of pairs ``a [n, r]``, ``b [r, n]`` whose products are symmetric: one off-diagonal block gives both."""
+    """``sum a b`` of pairs ``a [n, r]``, ``b [r, n]`` whose products are symmetric: half the blocks give the others."""
     total = None
     for a, b in pairs:
         total = a.new_zeros(len(a), len(a)) if total is None else total

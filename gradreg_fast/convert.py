@@ -423,11 +423,17 @@ def _fits(call: Call, arguments) -> bool:
 
 
 def _random_states() -> tuple:
+    """Of Python, PyTorch and, if somebody loaded it, NumPy; comparable."""
     numpy = sys.modules.get("numpy")
-    drawn = (random.getstate(), torch.get_rng_state().numpy().tobytes() if numpy else bytes(torch.get_rng_state()))
-    return (*drawn, str(numpy.random.get_state())) if numpy else drawn
+    drawn = random.getstate(), bytes(torch.get_rng_state().tolist())
+    if numpy is None:
+        return drawn
+    name, keys, *rest = numpy.random.get_state()
+    return (*drawn, (name, tuple(keys.tolist()), *rest))
 
 
 def _restore_random_states(states: tuple) -> None:
     random.setstate(states[0])
     torch.set_rng_state(torch.frombuffer(bytearray(states[1]), dtype=torch.uint8))
+    if len(states) > 2:
+        sys.modules["numpy"].random.set_state(states[2])

@@ -139,6 +139,7 @@ class Linearization:
         cotangents: dict | None = None,
         terms: Terms | None = None,
         scale: Tensor | None = None,
+        final: bool = False,
     ) -> tuple[Tensor | None, dict]:
         """Sweep 3: tangent stacks from the seeds up to the value `top`.
 
@@ -146,9 +147,10 @@ class Linearization:
             seeds: tangent stacks ``[K, B, ...]`` by value.
             top: where to stop; None: behind the last meeting.
             keep: for each node, whether a later `pull` is to meet its tangent; None: keep nothing.
-            cotangents: kept by an earlier `pull`; met here, their second-order terms are added to `terms`.
+            cotangents: kept by an earlier `pull`, consumed; their second-order terms are added to `terms`.
             terms: see `cotangents`.
             scale: ``[B]``: ``d = scale u`` everywhere, so that the meeting gives all of the parameters' gradients.
+            final: no sweep over these nodes follows: what they saved is freed on the way.
 
         Returns:
             The tangent of `top` and what was kept, by node.
@@ -164,13 +166,15 @@ class Linearization:
             if keep is not None and keep[i]:
                 kept[i] = xdots
             if cotangents is not None and i in cotangents and terms.needs.meeting[i]:
-                u, gradients = cotangents[i], terms.of(node)
+                u, gradients = cotangents.pop(i), terms.of(node)
                 if scale is None:
                     terms.add_second(i, rule.curvature(self.saved[i], parameters, u, xdots, gradients))
                 else:
                     rule.proportional(self.saved[i], parameters, u, xdots, scale, gradients)
             if top is not None or i < last_meeting:
                 tangents[i] = rule.push(self.saved[i], parameters, xdots)
+            if final:
+                self.saved[i] = None
             for j in self.graph.released[i]:
                 tangents.pop(j, None)
         return tangents.get(top), kept
@@ -198,6 +202,7 @@ class Linearization:
             if not any(needed[j] for j in node.inputs):
                 continue
             below = rule.adjoint(self.saved[i], parameters, d, second)
+            self.saved[i] = None
             for j, adjoint in zip(node.inputs, below, strict=True):
                 if adjoint is not None and needed[j]:
                     adjoints[j] = adjoints[j] + adjoint if j in adjoints else adjoint

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from gradreg_fast import contraction, ops
-from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization
 from gradreg_fast.rules.base import elements
 from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, Softmax
@@ -77,11 +76,12 @@ def double_backprop(
     check_reduction(reduction)
     if isinstance(loss, str) and loss not in _LOSSES:
         raise ValueError(f"loss must be one of {', '.join(_LOSSES)} or a function, got {loss!r}")
+    ops.check_floating(x, "x")
     check_target(target, x)
     if isinstance(loss, str):
         head = _LOSSES[loss]
     elif callable(loss):
-        head = Opaque(lambda inputs, parameters, extras: loss(inputs[0], parameters[0]), "loss: a function")
+        head = Opaque(lambda inputs, parameters, extras: _sample_losses(loss, inputs[0], parameters[0]), "loss")
     else:
         raise TypeError(f"loss must be a name or a function, got {type(loss).__name__}")
     graph, tensors = ops.prepare(model, x, head, target)
@@ -308,7 +308,8 @@ def r1_r2(
     ops.check_floating(fake, "fake")
     if real.shape[1:] != fake.shape[1:]:
         raise ValueError(f"fake must have samples shaped like real's {tuple(real.shape[1:])}, got {tuple(fake.shape)}")
-    if graph_of(model).couples_samples:
+    graph, _ = ops.prepare(model, real)
+    if graph.couples_samples:
         y_real, first = _one_output_sqnorm(model, real)
         y_fake, second = _one_output_sqnorm(model, fake)
     else:
@@ -365,12 +366,17 @@ def jacobian_spectral_norm(
     check_reduction(reduction)
     if not isinstance(iterations, int) or iterations < 0:
         raise ValueError(f"iterations must be a non-negative integer, got {iterations!r}")
+    if vector is not None:
+        ops.check_floating(vector, "vector")
     graph, tensors = ops.prepare(model, x)
     draw = ops.random_units(1, generator)
 
     def iterate(linearization: Linearization) -> Tensor:
-        u = draw(linearization) if vector is None else ops.unit(vector.detach().unsqueeze(0))
-        ops.check_cotangent(u, linearization)
+        if vector is None:
+            u = draw(linearization)
+        else:
+            ops.check_cotangent(vector.unsqueeze(0), linearization, "vector")
+            u = ops.unit(vector.detach().unsqueeze(0))
         for _ in range(iterations):
             pulled, _ = linearization.pull({graph.seed: u})
             u = ops.unit(linearization.push({0: pulled}, graph.seed)[0])
@@ -446,6 +452,15 @@ def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> 
     return y, reduced((logarithms.exp() * logarithms).flatten(1).sum(1), reduction)
 
 
+def _sample_losses(loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, target: Tensor) -> Tensor:
+    """What a user's loss function returns, checked."""
+    losses = loss(y, target)
+    if not isinstance(losses, Tensor) or losses.shape != (len(y),):
+        got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(f"loss must return each sample's loss, a tensor of shape ({len(y)},), got {got}")
+    return losses
+
+
 def _one_output_sqnorm(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """y and ``||g||^2`` of a model with one output a sample."""
     return ops.sqnorm(*ops.prepare(model, x), x, one_output=True)
@@ -477,5 +492,7 @@ def check_target(target: Tensor, x: Tensor) -> None:
         raise ValueError("target must not require a gradient: detach it")
     if target.device != x.device:
         raise ValueError(f"target must be on x's device {x.device}, got {target.device}")
-    if target.dim() == 0 or len(target) != len(x):
-        raise ValueError(f"target must have one row for each of x's {len(x)} samples, got {tuple(target.shape)}")
+    if target.is_complex():
+        raise TypeError(f"target must be real, got {target.dtype}")
+    if x.dim() == 0 or target.dim() == 0 or len(target) != len(x):
+        raise ValueError(f"target must have one row for each sample of x {tuple(x.shape)}, got {tuple(target.shape)}")

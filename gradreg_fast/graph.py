@@ -102,6 +102,11 @@ class Graph:
         return frozenset(slot for node in self.nodes if node for slot in node.slots if slot is not None)
 
     @cached_property
+    def updated(self) -> frozenset[int]:
+        """The slots whose tensors the forward changes."""
+        return frozenset(slot for node in self.nodes if node for slot in node.updated if slot is not None)
+
+    @cached_property
     def released(self) -> list[list[int]]:
         """For each node, the values that nobody reads after it (the output and the seed stay)."""
         last = {}

@@ -6,7 +6,12 @@ that a penalty on input gradients is an ordinary first-order operation.
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Callable, Sequence
+=======
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+>>>>>>> main
 from functools import wraps
 
 import torch
@@ -101,6 +106,7 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
     """y and ``g^k = J^T c^k``: ``[K, B, ...]``."""
     wanted = wanted_now(tensors)
     given = cotangent if isinstance(cotangent, Tensor) else None
+<<<<<<< HEAD
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and (cotangent is None or given is not None):
         return mlp_vjp(mlp, tensors, x, given)
@@ -109,6 +115,14 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
         g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
         return laid_out_like(y, x), laid_out_like(x.new_zeros(1, *x.shape) if g is None else g, x)
     return _ValueAndVjp.apply(graph, wanted, cotangent if given is None else None, x, given, *tensors)
+=======
+    with buffers_restored_on_error(graph, tensors):
+        if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
+            y, linearization = linearize(graph, x, tensors)
+            g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
+            return laid_out_like(y, x), laid_out_like(x.new_zeros(1, *x.shape) if g is None else g, x)
+        return _ValueAndVjp.apply(graph, wanted, cotangent if given is None else None, x, given, *tensors)
+>>>>>>> main
 
 
 def sqnorm(
@@ -127,10 +141,23 @@ def sqnorm(
         y, g = mlp_vjp(mlp, tensors, x, None)
         return y, g[0].square().sum(1)
     wanted = wanted_now(tensors)
-    if not (any(wanted) or differentiable(x)):
-        y, linearization = linearize(graph, x, tensors)
-        return laid_out_like(y, x), _norms(linearization, cotangents, one_output, None)[0]
-    return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, x, *tensors)
+    with buffers_restored_on_error(graph, tensors):
+        if not (any(wanted) or differentiable(x)):
+            y, linearization = linearize(graph, x, tensors)
+            return laid_out_like(y, x), _norms(linearization, cotangents, one_output, None)[0]
+        return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, x, *tensors)
+
+
+@contextmanager
+def buffers_restored_on_error(graph: Graph, tensors: list) -> Iterator[None]:
+    """Undo what a forward did to running statistics if bad input is noticed only after it."""
+    before = [(tensors[slot], tensors[slot].clone()) for slot in graph.updated]
+    try:
+        yield
+    except Exception:
+        for buffer, value in before:
+            buffer.copy_(value)
+        raise
 
 
 def sqnorm_or_estimate(
@@ -154,12 +181,24 @@ def closed_form(backward):
             gradients = backward(ctx, *adjoints)
         if not torch.is_grad_enabled():
             return gradients
-        present = [g.detach().requires_grad_() for g in gradients if g is not None]
-        delayed = torch._C._functions.DelayedError(TWICE, len(present))(*present) if present else ()
-        delayed = iter(delayed if isinstance(delayed, tuple) else (delayed,))
-        return tuple(None if g is None else next(delayed) for g in gradients)
+        present = [g for g in gradients if g is not None]
+        sources = [t for t in (*adjoints, *ctx.saved_tensors) if t is not None and t.requires_grad]
+        once = iter(_Once.apply(len(present), *present, *sources) if present else ())
+        return tuple(None if g is None else next(once) for g in gradients)
 
     return wrapper
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that depend on their sources and raise when they are differentiated."""
+
+    @staticmethod
+    def forward(ctx, count, *tensors):
+        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
+
+    @staticmethod
+    def backward(ctx, *adjoints):
+        raise RuntimeError(TWICE)
 
 
 class _ValueAndVjp(torch.autograd.Function):
@@ -203,7 +242,7 @@ class _ValueAndVjp(torch.autograd.Function):
         elif ctx.proportional:
             scale = None if ybar is None else ybar.reshape(-1)  # [B]
             tangent = gbar if cotangent is None else gbar * per_sample(cotangent.reshape(-1), gbar[0])
-            linearization.push({0: tangent}, cotangents=kept, terms=terms, scale=scale)
+            linearization.push({0: tangent}, cotangents=kept, terms=terms, scale=scale, final=True)
             if x_wanted and scale is not None:
                 xbar = pulled[0] * per_sample(scale, pulled[0])
             if cotangent_wanted:
@@ -236,10 +275,11 @@ class _ValueAndSqnorm(torch.autograd.Function):
         proportional = ctx.proportional and weights is not None and ybar is not None
         if weights is not None:
             scale = ybar.reshape(-1) if proportional else None
-            contraction.add_gradients(linearization, plan, state, weights, terms, scale)
+            final = proportional or (ybar is None and graph.curvature_free)
+            u = state[0][0][1] if proportional else None
+            contraction.add_gradients(linearization, plan, state, weights, terms, scale, final)
         adjoints = {} if ybar is None else {graph.output: ybar}
         if proportional:
-            ((_, u, _),) = state[0]
             adjoints = {plan.bottom: u[0] * per_sample(scale, u[0])}  # what is left below the push
         xbar = linearization.adjoint(adjoints, terms)
         return None, None, None, None, xbar if x_wanted else None, *terms.totals
@@ -346,8 +386,9 @@ def check_floating(tensor: Tensor, name: str) -> None:
         raise TypeError(f"{name} must have a real floating-point dtype, got {tensor.dtype}")
 
 
-def check_cotangent(cotangent: Tensor | None, linearization: Linearization) -> None:
+def check_cotangent(cotangent: Tensor | None, linearization: Linearization, name: str = "cotangent") -> None:
     """Raise unless the cotangents ``[K, B, ...]`` fit the seed."""
+<<<<<<< HEAD
     shape = linearization.shapes[linearization.graph.seed]
     if cotangent is not None and cotangent.shape[1:] != shape:
         raise ValueError(wrong_cotangent(shape, cotangent))
@@ -356,6 +397,18 @@ def check_cotangent(cotangent: Tensor | None, linearization: Linearization) -> N
 def wrong_cotangent(shape: Sequence[int], cotangent: Tensor) -> str:
     """What is wrong with a cotangent stack for an output of this shape."""
     return f"cotangent must be shaped like the output {tuple(shape)}, got {tuple(cotangent.shape[1:])}"
+=======
+    shape, like = linearization.shapes[linearization.graph.seed], linearization.like
+    if cotangent is None:
+        return
+    if cotangent.shape[1:] != shape:
+        raise ValueError(f"{name} must be shaped like the output {tuple(shape)}, got {tuple(cotangent.shape[1:])}")
+    if cotangent.dtype != like.dtype or cotangent.device != like.device:
+        raise ValueError(
+            f"{name} must have the output's dtype and device, {like.dtype} on {like.device}, got {cotangent.dtype} on "
+            f"{cotangent.device}"
+        )
+>>>>>>> main
 
 
 def differentiable(tensor: Tensor | None) -> bool:
@@ -396,8 +449,10 @@ def save(ctx, arguments: tuple, *state) -> None:
 
 
 def restore(ctx) -> tuple:
-    """What `save` was given."""
-    return _unflatten(ctx.state, ctx.saved_tensors)
+    """What `save` was given; unless the graph is retained, nobody else holds it, so that sweeps free as they go."""
+    state = _unflatten(ctx.state, ctx.saved_tensors)
+    ctx.maybe_clear_saved_tensors()
+    return state
 
 
 class _Place:

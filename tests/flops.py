@@ -1,4 +1,4 @@
-"""Counting the operations of matrix products and convolutions, also of the in-place one that PyTorch's counter omits."""
+"""Counting the operations of matrix products and convolutions, with the in-place one that PyTorch's counter omits."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode

@@ -72,7 +72,8 @@ def evaluate(quantity, model, tensors, seed=0):
     generator = torch.Generator().manual_seed(seed)
     terms = []
     for value in values:
-        weights = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.dtype)
+        weights = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        weights = weights.bfloat16().to(value.dtype)  # the same numbers in every precision
         terms.append((value * weights).sum())
     for source in sources.values():
         source.grad = None

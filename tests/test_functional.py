@@ -1,4 +1,4 @@
-"""Every penalty against its formula written with autograd: values, reductions, and gradients with a task loss shared."""
+"""Every penalty against its formula written with autograd: values, reductions, gradients with a task loss shared."""
 
 import itertools
 import math

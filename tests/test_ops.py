@@ -1,4 +1,4 @@
-"""The primitives as ordinary operations: derivatives, asked twice, accumulated, changed in place, and given bad input."""
+"""The primitives as ordinary operations: gradchecked, asked twice, accumulated, changed in place, given bad input."""
 
 import pytest
 import torch
@@ -314,7 +314,7 @@ def watched():
 class TestX:
     @pytest.mark.parametrize("x", [[1.0], None, 3.0], ids=str)
     def test_no_tensor(self, call, x, watched):
-        with pytest.raises(TypeError, match=r"\b(x|real) must be a torch.Tensor"):
+        with pytest.raises(TypeError, match=r"\b(x|real) must be a torch\.Tensor"):
             call(watched, x)
 
     @pytest.mark.parametrize("dtype", [torch.long, torch.bool, torch.complex128])
@@ -335,18 +335,18 @@ class TestX:
             call(watched, torch.ones(3, 4, dtype=torch.float32))
 
     def test_shape(self, call, watched):
-        with pytest.raises((ValueError, RuntimeError), match="shape|fake|target"):
+        with pytest.raises((ValueError, RuntimeError), match=r"shape|fake|target"):
             call(watched, torch.ones(3, 5))
 
     @pytest.mark.parametrize(
         "model", [torch.tanh, lambda x: x, None, "model"], ids=["function", "lambda", "none", "name"]
     )
     def test_model(self, call, model):
-        with pytest.raises(TypeError, match="model must be a torch.nn.Module"):
+        with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
             call(model, torch.ones(3, 4))
 
     def test_model_that_returns_a_tuple(self, call):
-        with pytest.raises(TypeError, match="must return one tensor"):
+        with pytest.raises(TypeError, match=r"must return one tensor"):
             call(Pair(), torch.ones(3, 4))
 
 

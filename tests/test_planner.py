@@ -1,4 +1,4 @@
-"""Every contraction of the Jacobian's norm gives the same numbers, in one piece or in chunks; the cheapest is chosen."""
+"""Every contraction of the Jacobian's norm gives the same numbers, in one piece or chunks; the cheapest is chosen."""
 
 import pytest
 import torch
@@ -154,8 +154,8 @@ def test_the_cheapest_plan_is_chosen():
     assert planner.width(linearize(graph, x, graph.tensors())[1], plan.cut) == 2
     wide = nn.Sequential(nn.Linear(500, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
     assert chosen(wide, torch.randn(64, 500)).bottom > 0
-    for model, x in ((narrow, x), (wide, torch.randn(64, 500))):
-        assert chosen(model, x).flops == min(plan.flops for plan in plans(model, x))
+    for model, points in ((narrow, x), (wide, torch.randn(64, 500))):
+        assert chosen(model, points).flops == min(plan.flops for plan in plans(model, points))
 
 
 def test_batches_of_other_sizes_are_planned_anew():

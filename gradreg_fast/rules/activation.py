@@ -172,7 +172,8 @@ class GELU(Activation):
         return functional.gelu(z, approximate=self.approximate), (z,)
 
     def slope(self, saved, v):
-        return aten.gelu_backward(v, saved[0].expand_as(v), approximate=self.approximate)  # oneDNN does not broadcast
+        # oneDNN's kernel does not broadcast
+        return aten.gelu_backward(v, saved[0].expand_as(v), approximate=self.approximate)
 
     def bend(self, saved, w):
         (z,) = saved

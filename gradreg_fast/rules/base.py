@@ -151,3 +151,8 @@ def elements(stack: Tensor) -> Tensor:
 def dot_stacks(u: Tensor, xdot: Tensor) -> Tensor:
     """``sum_k u^k xdot^k``, elementwise: a fresh tensor ``[B, ...]``."""
     return u[0] * xdot[0] if len(u) == 1 else (u * xdot).sum(0)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of ``x [B, C, H, W]`` lie next to each other in memory, and its pixels do not."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from gradreg_fast.rules.base import Rule, map_rows, per_sample, shared_rows
+from gradreg_fast.rules.base import Rule, is_channels_last, map_rows, per_sample, shared_rows
 
 aten = torch.ops.aten
 
@@ -32,8 +32,7 @@ class Conv(Rule):
         return self._convolve(x, weight, bias), (x, weight)
 
     def pull(self, saved, parameters, u):
-        x, weight = saved
-        return (map_rows(lambda rows: self._backward(rows, (len(rows), *x.shape[1:]), x, weight, 0), u),)
+        return (map_rows(lambda rows: self._data_gradient(rows, *saved), u),)
 
     def push(self, saved, parameters, xdots):
         return map_rows(lambda rows: self._convolve(rows, saved[1], None), xdots[0])
@@ -59,17 +58,21 @@ class Conv(Rule):
         zeros = [0] * len(self.stride)
         return aten.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, zeros, self.groups)
 
-    def _backward(self, u: Tensor, shape: tuple[int, ...], x: Tensor, weight: Tensor, position: int) -> Tensor:
-        """The data gradient (position 0, which needs only the shape of x) or the weight gradient (position 1)."""
-        x = x if x.shape == shape else u.new_empty(1).expand(shape)
+    def _data_gradient(self, u: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        if len(u) != len(x):  # only the shape and the layout of x matter
+            layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+            x = torch.empty((len(u), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
+        return self._backward(u, x, weight, 0)
+
+    def _weight_gradient(self, u: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        return self._backward(u, x, weight, 1)
+
+    def _backward(self, u: Tensor, x: Tensor, weight: Tensor, position: int) -> Tensor:
         mask = [position == 0, position == 1, False]
         zeros = [0] * len(self.stride)
         return aten.convolution_backward(
             u, x, weight, None, self.stride, self.padding, self.dilation, False, zeros, self.groups, mask
         )[position]
-
-    def _weight_gradient(self, u: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return self._backward(u, x.shape, x, weight, 1)
 
     def _stacked_weight_gradient(self, u: Tensor, xdot: Tensor, weight: Tensor) -> Tensor:
         if shared_rows(u):

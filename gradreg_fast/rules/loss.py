@@ -118,13 +118,22 @@ def class_weights(target: Tensor, y: Tensor) -> Tensor:
     """The target as weights of the classes, ``[B, C, ...]`` like y."""
     if target.shape == y.shape and target.is_floating_point():
         return target.to(y.dtype)
+    if target.is_floating_point() or target.dtype == torch.bool or target.shape != (len(y), *y.shape[2:]):
+        raise ValueError(
+            f"target must hold class indices {(len(y), *y.shape[2:])} or probabilities {tuple(y.shape)}, got "
+            f"{tuple(target.shape)} of {target.dtype}"
+        )
+    if target.device.type == "cpu" and target.numel() and target.max() >= y.shape[1]:
+        raise ValueError(f"target must hold class indices below {y.shape[1]}, got {int(target.max())}")
     weights = torch.zeros_like(y)
-    index = target.unsqueeze(1)  # [B, 1, ...]
+    index = target.long().unsqueeze(1)  # [B, 1, ...]
     return weights.scatter_(1, index.clamp_min(0), (index >= 0).to(y.dtype))
 
 
 def same_shape(target: Tensor, y: Tensor) -> Tensor:
     """The target in y's shape: one output per sample may be ``[B]`` or ``[B, 1]``."""
+    if target.shape != y.shape and not (target.numel() == y.numel() == len(y) and target.dim() <= 2 and y.dim() <= 2):
+        raise ValueError(f"target must be shaped like the output {tuple(y.shape)}, got {tuple(target.shape)}")
     return target.to(y.dtype).view_as(y)
 
 

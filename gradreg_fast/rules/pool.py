@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from gradreg_fast.rules.base import Rule, map_rows
+from gradreg_fast.rules.base import Rule, is_channels_last, map_rows
 
 aten = torch.ops.aten
 
@@ -73,8 +73,3 @@ def like(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
 def flat_pixels(stack: Tensor, last: bool) -> Tensor:
     """A stack ``[K, B, C, H, W]`` as ``[K, B, C, H * W]``, or ``[K, B, H * W, C]`` if the channels are to be last."""
     return stack.permute(0, 1, 3, 4, 2).flatten(2, 3) if last else stack.flatten(3)
-
-
-def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of ``x [B, C, H, W]`` lie next to each other in memory, and its pixels do not."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from gradreg_fast.rules.base import Rule, map_rows, shared_rows
-from gradreg_fast.rules.pool import is_channels_last
+from gradreg_fast.rules.base import Rule, is_channels_last, map_rows, shared_rows
 
 
 class Reshape(Rule):
@@ -20,7 +19,7 @@ class Reshape(Rule):
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
         y = self.function(x, *extras)
-        return y, (x.shape, y.shape, x.dim() == 4 and is_channels_last(x))
+        return y, (x.shape, y.shape, is_channels_last(x))
 
     def pull(self, saved, parameters, u):
         pulled = reshape_stack(u, saved[0])

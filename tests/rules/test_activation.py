@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import gradreg_fast
 from gradreg_fast.modules import Sine
-from tests.parity import assert_layer, assert_primitives, is_opaque
+from tests.parity import assert_layer, assert_primitives, evaluate, is_opaque, jacobian_sqnorm, norm
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -148,3 +149,21 @@ def test_others_in_place(make):
 def test_functions_without_a_rule_in_place(function):
     assert_primitives(Applied(function), torch.randn(4, 5))
     assert_primitives(Applied(function, again=True), torch.randn(4, 5))
+
+
+@pytest.mark.parametrize("make", OUT_OF_PLACE.values(), ids=OUT_OF_PLACE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_lower_precision(make, dtype, outputs):
+    """PyTorch's kernels differ by dtype: some do not take stacks as they are."""
+    for model, x in (
+        (nn.Sequential(nn.Linear(5, 7), make(), nn.Linear(7, outputs)), torch.randn(4, 5)),
+        (nn.Sequential(nn.Conv2d(2, 3, 3), make(), nn.Flatten(), nn.Linear(12, outputs)), torch.randn(4, 2, 4, 4)),
+    ):
+        model, x = model.to(dtype), x.to(dtype)
+        mine = evaluate(gradreg_fast.jacobian_sqnorm, model, [x])
+        theirs = evaluate(jacobian_sqnorm, model, [x])
+        tolerance = 100 * torch.finfo(dtype).eps
+        for group, tensors in theirs.items():
+            for name, expected in tensors.items():
+                assert norm(mine[group][name].double() - expected.double()) <= tolerance * max(1, norm(expected))
