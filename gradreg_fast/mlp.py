@@ -123,6 +123,19 @@ class Mlp:
                 gradients[place] = next(results)
         return gradients
 
+    def outputs(self, tensors: Sequence[Tensor | None]) -> int:
+        """How many outputs a sample has."""
+        return len(tensors[self.weights[-1]])
+
+    def takes(self, cotangent: object, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
+        """Whether this is a stack of cotangents as `forward_pull` wants it; if not, PyTorch lines say what is wrong."""
+        return (
+            isinstance(cotangent, Tensor)
+            and cotangent.shape[1:] == (len(x), self.outputs(tensors))
+            and cotangent.dtype == x.dtype
+            and cotangent.device == x.device
+        )
+
     def unit_seed(self, weights: Sequence[Tensor], stack: int) -> bool:
         """Whether adjoints are cotangents, scaled: one output, piecewise linear; kept are those of a unit seed."""
         return self.curvature_free and stack == 1 and len(weights[-1]) == 1

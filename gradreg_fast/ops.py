@@ -6,12 +6,8 @@ that a penalty on input gradients is an ordinary first-order operation.
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Callable, Sequence
-=======
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
->>>>>>> main
 from functools import wraps
 
 import torch
@@ -106,23 +102,15 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
     """y and ``g^k = J^T c^k``: ``[K, B, ...]``."""
     wanted = wanted_now(tensors)
     given = cotangent if isinstance(cotangent, Tensor) else None
-<<<<<<< HEAD
     mlp = kernel_for(graph, x, tensors)
-    if mlp is not None and (cotangent is None or given is not None):
+    if mlp is not None and (cotangent is None or mlp.takes(cotangent, x, tensors)):
         return mlp_vjp(mlp, tensors, x, given)
-    if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
-        y, linearization = linearize(graph, x, tensors)
-        g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
-        return laid_out_like(y, x), laid_out_like(x.new_zeros(1, *x.shape) if g is None else g, x)
-    return _ValueAndVjp.apply(graph, wanted, cotangent if given is None else None, x, given, *tensors)
-=======
     with buffers_restored_on_error(graph, tensors):
         if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
             y, linearization = linearize(graph, x, tensors)
             g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
             return laid_out_like(y, x), laid_out_like(x.new_zeros(1, *x.shape) if g is None else g, x)
         return _ValueAndVjp.apply(graph, wanted, cotangent if given is None else None, x, given, *tensors)
->>>>>>> main
 
 
 def sqnorm(
@@ -137,7 +125,7 @@ def sqnorm(
     With `one_output`, a seed with more than one element a sample is an error.
     """
     mlp = kernel_for(graph, x, tensors)
-    if mlp is not None and cotangents is None and len(tensors[mlp.weights[-1]]) == 1:
+    if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1:
         y, g = mlp_vjp(mlp, tensors, x, None)
         return y, g[0].square().sum(1)
     wanted = wanted_now(tensors)
@@ -287,10 +275,7 @@ class _ValueAndSqnorm(torch.autograd.Function):
 
 def mlp_vjp(mlp: Mlp, tensors: list, x: Tensor, cotangent: Tensor | None) -> tuple[Tensor, Tensor]:
     """`stacked_vjp` by compiled kernels."""
-    outputs = len(tensors[mlp.weights[-1]])
-    if cotangent is not None and cotangent.shape[1:] != (len(x), outputs):
-        raise ValueError(wrong_cotangent((len(x), outputs), cotangent))
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, cotangent, *tensors)):
+    if any(map(differentiable, (x, cotangent, *tensors))):
         return _MlpValueAndVjp.apply(mlp, x, cotangent, *tensors)
     stack = 1 if cotangent is None else len(cotangent)
     return mlp.forward_pull(x, cotangent, tensors, stack, keep=False)[:2]
@@ -388,16 +373,6 @@ def check_floating(tensor: Tensor, name: str) -> None:
 
 def check_cotangent(cotangent: Tensor | None, linearization: Linearization, name: str = "cotangent") -> None:
     """Raise unless the cotangents ``[K, B, ...]`` fit the seed."""
-<<<<<<< HEAD
-    shape = linearization.shapes[linearization.graph.seed]
-    if cotangent is not None and cotangent.shape[1:] != shape:
-        raise ValueError(wrong_cotangent(shape, cotangent))
-
-
-def wrong_cotangent(shape: Sequence[int], cotangent: Tensor) -> str:
-    """What is wrong with a cotangent stack for an output of this shape."""
-    return f"cotangent must be shaped like the output {tuple(shape)}, got {tuple(cotangent.shape[1:])}"
-=======
     shape, like = linearization.shapes[linearization.graph.seed], linearization.like
     if cotangent is None:
         return
@@ -408,7 +383,6 @@ def wrong_cotangent(shape: Sequence[int], cotangent: Tensor) -> str:
             f"{name} must have the output's dtype and device, {like.dtype} on {like.device}, got {cotangent.dtype} on "
             f"{cotangent.device}"
         )
->>>>>>> main
 
 
 def differentiable(tensor: Tensor | None) -> bool:
