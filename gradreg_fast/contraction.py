@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from gradreg_fast.engine import Linearization, Terms, parameters_of
+from gradreg_fast.engine import Linearization, Terms
 from gradreg_fast.planner import Plan, chunk_size, width
 from gradreg_fast.rules.base import elements, per_sample
 
@@ -222,7 +222,7 @@ def gram(weight: Tensor) -> Tensor:
 
 def weight_of(linearization: Linearization, i: int) -> Tensor:
     """The weight of the fully connected layer at node i."""
-    return parameters_of(linearization.graph.nodes[i], linearization.tensors)[0]
+    return linearization.parameters[i][0]
 
 
 # One hidden layer: s^T ((W1 W1^T) o (W2^T W2)) s with s = phi'(z).

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -66,7 +67,7 @@ def linearize(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> tupl
             continue
         inputs = [values[j] for j in node.inputs]
         extras = [*(values[j] for j in node.extras), *select(node.updated, tensors)]
-        values[i], saved[i] = node.rule.forward(inputs, parameters_of(node, tensors), extras)
+        values[i], saved[i] = node.rule.forward(inputs, select(node.slots, tensors), extras)
         shapes[i] = getattr(values[i], "shape", None)
         for j in graph.released[i]:
             values[j] = None
@@ -92,6 +93,11 @@ class Linearization:
     saved: list
     shapes: list
     like: Tensor
+
+    @cached_property
+    def parameters(self) -> list[tuple[Tensor | None, ...]]:
+        """Each node's parameters."""
+        return [() if node is None else select(node.slots, self.tensors) for node in self.graph.nodes]
 
     def pull(
         self,
@@ -119,7 +125,7 @@ class Linearization:
             node, u = self.graph.nodes[i], cotangents.pop(i, None)
             if u is None or not node.inputs:
                 continue
-            rule, parameters = node.rule, parameters_of(node, self.tensors)
+            rule, parameters = node.rule, self.parameters[i]
             pulled = rule.pull(self.saved[i], parameters, u)
             meeting = pulled if rule.meets_below else u
             if keep is not None and keep[i]:
@@ -161,7 +167,7 @@ class Linearization:
             node = self.graph.nodes[i]
             if i in seeds or not node.inputs or any(j not in tangents for j in node.inputs):
                 continue
-            rule, parameters = node.rule, parameters_of(node, self.tensors)
+            rule, parameters = node.rule, self.parameters[i]
             xdots = tuple(tangents[j] for j in node.inputs)
             if keep is not None and keep[i]:
                 kept[i] = xdots
@@ -196,7 +202,7 @@ class Linearization:
             terms.second[i] = None
             if not node.inputs or not needed[i] or (d is None and second is None):
                 continue
-            rule, parameters = node.rule, parameters_of(node, self.tensors)
+            rule, parameters = node.rule, self.parameters[i]
             if d is not None:
                 rule.gradient(self.saved[i], parameters, d, terms.of(node))
             if not any(needed[j] for j in node.inputs):
@@ -207,11 +213,6 @@ class Linearization:
                 if adjoint is not None and needed[j]:
                     adjoints[j] = adjoints[j] + adjoint if j in adjoints else adjoint
         return adjoints.get(0)
-
-
-def parameters_of(node: Node, tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The node's parameters among the slots' tensors."""
-    return select(node.slots, tensors)
 
 
 def select(slots: Sequence[int | None], tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:

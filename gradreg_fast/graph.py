@@ -42,7 +42,9 @@ class Slot:
 
     def tensor(self) -> Tensor | None:
         """The tensor there now."""
-        return getattr(self.owner(), self.attribute)
+        owner = self.owner()
+        found = owner._parameters.get(self.attribute)
+        return getattr(owner, self.attribute) if found is None else found
 
 
 @dataclass(frozen=True)

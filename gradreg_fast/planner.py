@@ -18,7 +18,7 @@ from itertools import product
 
 import torch
 
-from gradreg_fast.engine import Linearization, parameters_of
+from gradreg_fast.engine import Linearization
 from gradreg_fast.rules.activation import Activation
 from gradreg_fast.rules.linear import Linear
 from gradreg_fast.rules.opaque import Opaque
@@ -142,7 +142,7 @@ def hidden_activation(linearization: Linearization, first: int, last: int) -> bo
 
 def _gram_keeps_precision(linearization: Linearization, i: int) -> bool:
     """Gram matrices square the condition number: not in half precision."""
-    return parameters_of(linearization.graph.nodes[i], linearization.tensors)[0].dtype in (torch.float32, torch.float64)
+    return linearization.parameters[i][0].dtype in (torch.float32, torch.float64)
 
 
 def _swept(linearization: Linearization, cut: int, bottom: int, top: int, rows: int) -> Plan:
@@ -153,14 +153,14 @@ def _swept(linearization: Linearization, cut: int, bottom: int, top: int, rows: 
         node = graph.nodes[i]
         if node is None or not node.inputs:
             return 0
-        return node.rule.flops(parameters_of(node, linearization.tensors), shapes[i])
+        return node.rule.flops(linearization.parameters[i], shapes[i])
 
     flops = 3.0 * rows * sum(layer(i) for i in range(bottom + 1, top + 1) if i != cut or cut != graph.seed)
     if bottom:
-        weight = parameters_of(graph.nodes[bottom], linearization.tensors)[0]
+        weight = linearization.parameters[bottom][0]
         flops += _gram(rows * shapes[bottom].numel() // len(weight), *weight.shape)
     if top != graph.seed:
-        weight = parameters_of(graph.nodes[graph.seed], linearization.tensors)[0]
+        weight = linearization.parameters[graph.seed][0]
         positions = shapes[top].numel() // weight.shape[1]
         flops += _gram(0 if cut == top else rows * positions, weight.shape[1], weight.shape[0])
     if cut != graph.seed:  # V V^T and U^T U, and their products with the other side in the backward pass
@@ -175,7 +175,7 @@ def _gram(rows: int, n: int, d: int) -> float:
 
 def _closed_form(linearization: Linearization, first: int, last: int) -> Plan:
     graph = linearization.graph
-    below = parameters_of(graph.nodes[first], linearization.tensors)[0]
-    above = parameters_of(graph.nodes[graph.seed], linearization.tensors)[0]
+    below = linearization.parameters[first][0]
+    above = linearization.parameters[graph.seed][0]
     rows = linearization.shapes[first][0]
     return Plan(first, first, last, True, _gram(rows, *below.shape) + _gram(0, above.shape[1], above.shape[0]))
