@@ -299,6 +299,8 @@ class _MlpValueAndVjp(torch.autograd.Function):
     def backward(ctx, ybar, gbar):
         x, cotangent, kept, *weights = ctx.saved_tensors
         wanted = requested(ctx, 1)
+        if ybar is None and gbar is None:
+            return (None,) * (1 + len(wanted))
         return None, *ctx.mlp.push_adjoint(x, cotangent, kept, weights, ctx.stack, (ybar, gbar), wanted)
 
 

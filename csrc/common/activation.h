@@ -87,27 +87,23 @@ struct LeakyReLU {
 template <class Math>
 struct Softplus {
     using T = typename Math::T;
-    static constexpr bool from_output = true;
+    static constexpr bool from_output = false;  // around a low threshold, two z have the same y
     static constexpr bool curvature_free = false;
-    const T beta, reciprocal, threshold, limit;
+    const T beta, reciprocal, threshold;
     explicit Softplus(Settings settings)
         : beta(Math::constant(settings.first)),
           reciprocal(Math::constant(1 / settings.first)),
-          threshold(Math::constant(settings.second)),
-          limit(Math::constant(settings.second + std::log1p(std::exp(-settings.second)))) {}
-    GRADREG_FAST_INLINE T value(T z) const {
-        const T zero = Math::constant(0), scaled = z * beta;
-        const T positive = Math::select(scaled < zero, zero, scaled);
-        const T smooth = positive + Math::log1p(Math::exp(-Math::absolute(scaled)));
-        return Math::select(scaled > threshold, z, smooth * reciprocal);
-    }
-    // exp(-beta y) = 1 - s(beta z): one exponential gives both, and small slopes keep their digits.
-    GRADREG_FAST_INLINE Derivatives<T> derivatives(T y) const {
-        const T one = Math::constant(1), scaled = y * beta;
-        const auto beyond = scaled > limit;  // the value at the threshold
-        const T negative = Math::expm1(-scaled);
-        return {y, Math::select(beyond, one, -negative),
-                Math::select(beyond, Math::constant(0), -beta * negative * (one + negative))};
+          threshold(Math::constant(settings.second)) {}
+    GRADREG_FAST_INLINE T value(T z) const { return derivatives(z).value; }
+    GRADREG_FAST_INLINE Derivatives<T> derivatives(T z) const {
+        const T zero = Math::constant(0), one = Math::constant(1), scaled = z * beta;
+        const T e = Math::exp(-Math::absolute(scaled));
+        const T large = one / (one + e), small = e * large;
+        const auto beyond = scaled > threshold, below = scaled < zero;
+        const T smooth = Math::select(below, zero, scaled) + Math::log1p(e);
+        return {Math::select(beyond, z, smooth * reciprocal),
+                Math::select(beyond, one, Math::select(below, small, large)),
+                Math::select(beyond, zero, beta * large * small)};
     }
 };
 

@@ -34,6 +34,7 @@ CASES = {
     "leaky_relu_negative": (2, (-0.5, 0), lambda z: functional.leaky_relu(z, -0.5)),
     "softplus": (3, (1, 20), functional.softplus),
     "softplus_sharp": (3, (100, 20), lambda z: functional.softplus(z, 100)),
+    "softplus_low": (3, (1, 0.5), lambda z: functional.softplus(z, 1, 0.5)),
     "tanh": (4, (0, 0), torch.tanh),
     "sigmoid": (5, (0, 0), torch.sigmoid),
     "silu": (6, (0, 0), functional.silu),
@@ -43,8 +44,8 @@ CASES = {
     "sine_30": (9, (30, 0), lambda z: torch.sin(30 * z)),
 }
 
-# In units of float32's epsilon: relative errors of phi, and errors of phi' and phi'' relative to the largest there are. The
-# worst seen, on AVX-512, AVX2 and SSE: 3.6, 1.9, 2.9.
+# In units of float32's epsilon: relative errors of phi, and errors of phi' and phi'' relative to the largest there are.
+# The worst seen, on AVX-512, AVX2 and SSE: 3.6, 1.9, 2.9.
 BOUNDS = (4, 3, 4)
 FLOOR = 1e-30  # of relative errors: products with numbers below 1e-38 have lost digits
 
