@@ -7,6 +7,7 @@ wherever one exists, fast or not, and raises if there is no compiled library. ``
 from __future__ import annotations
 
 import os
+import threading
 from functools import cache
 from types import ModuleType, TracebackType
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from gradreg_fast import build
 
 NAMES = ("auto", "torch", "cpp")
+_loading = threading.Lock()
 _chosen: str | None = None  # by `backend`; None: by the environment
 
 
@@ -84,9 +86,14 @@ def require() -> ModuleType:
     return module
 
 
-@cache
 def library() -> tuple[ModuleType | None, str]:
-    """The compiled library, or None and why there is none."""
+    """The compiled library, or None and why there is none; looked for once, by one thread."""
+    with _loading:
+        return _library()
+
+
+@cache
+def _library() -> tuple[ModuleType | None, str]:
     try:
         module = build.load()
     except build.BuildError as error:
