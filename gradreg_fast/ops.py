@@ -103,8 +103,13 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
     wanted = wanted_now(tensors)
     given = cotangent if isinstance(cotangent, Tensor) else None
     mlp = kernel_for(graph, x, tensors)
-    if mlp is not None and (cotangent is None or mlp.takes(cotangent, x, tensors)):
-        return mlp_vjp(mlp, tensors, x, given)
+    if mlp is not None:
+        stack = cotangent
+        if cotangent is not None and given is None:  # it asks for the output's shape and dtype only
+            shapes = {graph.seed: torch.Size((len(x), mlp.outputs(tensors)))}
+            stack = cotangent(Linearization(graph, [], [], shapes, x.new_empty(0)))
+        if stack is None or mlp.takes(stack, x, tensors):
+            return mlp_vjp(mlp, tensors, x, stack)
     with buffers_restored_on_error(graph, tensors):
         if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
             y, linearization = linearize(graph, x, tensors)

@@ -109,6 +109,22 @@ def test_ones_are_the_default_cotangent():
         assert_same(network((3, 17, 1), activation), torch.randn(7, 3, dtype=torch.float64), None)
 
 
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_cotangents_made_from_the_outputs_shape(outputs):
+    model, x = network((3, 17, outputs), "tanh"), torch.randn(7, 3, dtype=torch.float64)
+    target = torch.randn(7, outputs, 3, dtype=torch.float64)
+    results = []
+    for name in ("torch", "cpp"):
+        with gradreg_fast.backend(name):
+            _, penalty = gradreg_fast.functional.gradient_matching(model, x, target)
+            results.append([penalty.detach(), *torch.autograd.grad(penalty, model.parameters(), allow_unused=True)])
+    for wanted, mine in zip(*results, strict=True):
+        zero = torch.zeros((), dtype=torch.float64)
+        torch.testing.assert_close(
+            zero if mine is None else mine, zero if wanted is None else wanted, check_stride=False
+        )
+
+
 def test_layers_of_different_activations():
     model = nn.Sequential(
         nn.Linear(3, 9),
