@@ -170,12 +170,13 @@ def closed_form(backward):
 
     @wraps(backward)
     def wrapper(ctx, *adjoints):
+        recorded = torch.is_grad_enabled()
+        sources = [t for t in (*adjoints, *ctx.saved_tensors) if t is not None and t.requires_grad] if recorded else []
         with torch.no_grad():
             gradients = backward(ctx, *adjoints)
-        if not torch.is_grad_enabled():
+        if not recorded:
             return gradients
         present = [g for g in gradients if g is not None]
-        sources = [t for t in (*adjoints, *ctx.saved_tensors) if t is not None and t.requires_grad]
         once = iter(_Once.apply(len(present), *present, *sources) if present else ())
         return tuple(None if g is None else next(once) for g in gradients)
 

@@ -417,7 +417,7 @@ def test_centre(centre, watched):
 @pytest.mark.parametrize(
     ("loss", "error"),
     [("nll", ValueError), (None, TypeError), (3, TypeError), (nn.functional.mse_loss, ValueError)],
-    ids=str,
+    ids=["unknown name", "None", "number", "not per sample"],
 )
 def test_loss(loss, error, watched):
     """Also a function that reduces over the batch."""
