@@ -33,9 +33,9 @@ KINDS: dict[type[Rule], tuple[int, Callable[[Rule], tuple[float, float]]]] = {
 
 MAX_DEPTH = 64  # as in csrc/cpu/mlp.h
 
-# The widest layer that the kernels take by themselves, by dtype. In float32 they were ahead of the PyTorch lines at 64, 128
-# and 256, one thread, the widest tried; in float64, whose activations are computed one by one, the bound is a guess.
-CROSSOVER = {torch.float32: 256, torch.float64: 64}
+# The widest layer that the kernels take by themselves, by dtype. In float32, one thread, they were ahead of the PyTorch
+# lines at 64 and 128 and level at 256; in float64, whose activations are computed one by one, the bound is a guess.
+CROSSOVER = {torch.float32: 128, torch.float64: 64}
 
 
 @dataclass(frozen=True)
