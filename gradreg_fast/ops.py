@@ -17,6 +17,7 @@ from gradreg_fast import contraction, planner
 from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
+from gradreg_fast.mlp import Mlp, kernel_for
 from gradreg_fast.rules.base import Rule, elements, per_sample
 
 TWICE = (
@@ -101,6 +102,14 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
     """y and ``g^k = J^T c^k``: ``[K, B, ...]``."""
     wanted = wanted_now(tensors)
     given = cotangent if isinstance(cotangent, Tensor) else None
+    mlp = kernel_for(graph, x, tensors)
+    if mlp is not None:
+        stack = cotangent
+        if cotangent is not None and given is None:  # it asks for the output's shape and dtype only
+            shapes = {graph.seed: torch.Size((len(x), mlp.outputs(tensors)))}
+            stack = cotangent(Linearization(graph, [], [], shapes, x.new_empty(0)))
+        if stack is None or mlp.takes(stack, x, tensors):
+            return mlp_vjp(mlp, tensors, x, stack)
     with buffers_restored_on_error(graph, tensors):
         if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
             y, linearization = linearize(graph, x, tensors)
@@ -120,6 +129,10 @@ def sqnorm(
 
     With `one_output`, a seed with more than one element a sample is an error.
     """
+    mlp = kernel_for(graph, x, tensors)
+    if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1:
+        y, g = mlp_vjp(mlp, tensors, x, None)
+        return y, g[0].square().sum(1)
     wanted = wanted_now(tensors)
     with buffers_restored_on_error(graph, tensors):
         if not (any(wanted) or differentiable(x)):
@@ -264,6 +277,37 @@ class _ValueAndSqnorm(torch.autograd.Function):
             adjoints = {plan.bottom: u[0] * per_sample(scale, u[0])}  # what is left below the push
         xbar = linearization.adjoint(adjoints, terms)
         return None, None, None, None, xbar if x_wanted else None, *terms.totals
+
+
+def mlp_vjp(mlp: Mlp, tensors: list, x: Tensor, cotangent: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`stacked_vjp` by compiled kernels."""
+    if any(map(differentiable, (x, cotangent, *tensors))):
+        return _MlpValueAndVjp.apply(mlp, x, cotangent, *tensors)
+    stack = 1 if cotangent is None else len(cotangent)
+    return mlp.forward_pull(x, cotangent, tensors, stack, keep=False)[:2]
+
+
+class _MlpValueAndVjp(torch.autograd.Function):
+    """`_ValueAndVjp` of a network that compiled kernels take as a whole."""
+
+    @staticmethod
+    def forward(ctx, mlp, x, cotangent, *tensors):
+        ctx.set_materialize_grads(False)
+        ctx.mlp = mlp
+        ctx.stack = 1 if cotangent is None else len(cotangent)
+        ctx.is_tensor = [False, True, cotangent is not None, *(tensor is not None for tensor in tensors)]
+        y, g, kept = mlp.forward_pull(x, cotangent, tensors, ctx.stack, keep=True)
+        ctx.save_for_backward(x, cotangent, kept, *(tensors[slot] for slot in mlp.weights))
+        return y, g
+
+    @staticmethod
+    @closed_form
+    def backward(ctx, ybar, gbar):
+        x, cotangent, kept, *weights = ctx.saved_tensors
+        wanted = requested(ctx, 1)
+        if ybar is None and gbar is None:
+            return (None,) * (1 + len(wanted))
+        return None, *ctx.mlp.push_adjoint(x, cotangent, kept, weights, ctx.stack, (ybar, gbar), wanted)
 
 
 def _norms(linearization, cotangents, one_output, keep):

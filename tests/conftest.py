@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import gradreg_fast
+
 torch.set_num_threads(1)
 
 settings.register_profile(
@@ -30,3 +32,10 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def pytorch_lines():
+    """No compiled kernels: their products are not seen by PyTorch's counters."""
+    with gradreg_fast.backend("torch"):
+        yield

@@ -17,7 +17,7 @@ from gradreg_fast import functional as penalties
 from tests.flops import count, forward_flops
 from tests.parity import jacobian, recorded_gradient, squares
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "pytorch_lines")
 
 B = 4
 

@@ -1,0 +1,14 @@
+// What is not a tensor operation: facts about this build and this processor.
+
+#include <pybind11/pybind11.h>
+
+#include "cpu/capability.h"
+
+PYBIND11_MODULE(_C, module) {
+    module.doc() = "Compiled kernels of gradreg_fast; the operations are in torch.ops.gradreg_fast.";
+    module.def("cpu_capability", [] { return gradreg_fast::capability_name(gradreg_fast::cpu_capability()); });
+    module.def(
+        "lanes", [](int element_size) { return gradreg_fast::lanes(gradreg_fast::cpu_capability(), element_size); },
+        "Numbers in a register of this processor.");
+    module.attr("compiler") = __VERSION__;
+}

@@ -1,0 +1,446 @@
+// The MLP operations: checks, memory and threads around the sweeps of mlp_sweeps.h.
+
+#include "cpu/mlp.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <optional>
+#include <vector>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "cpu/capability.h"
+
+namespace gradreg_fast {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+template <class T>
+const MlpKernels<T>& kernels() {
+    switch (cpu_capability()) {
+        case Capability::AVX512:
+            return mlp_kernels_avx512<T>();
+        case Capability::AVX2:
+            return mlp_kernels_avx2<T>();
+        case Capability::Baseline:
+            break;
+    }
+    return mlp_kernels_baseline<T>();
+}
+
+template <class T>
+const T* data(const Tensor& tensor) {
+    return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+const T* data(const Optional& tensor) {
+    return tensor ? data<T>(*tensor) : nullptr;
+}
+
+template <class T>
+T* mutable_data(const Tensor& tensor) {
+    return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+int64_t round_up(int64_t size, int64_t multiple) {
+    return (size + multiple - 1) / multiple * multiple;
+}
+
+void check_shape(const Tensor& tensor, std::initializer_list<int64_t> shape, ScalarType type, const char* name) {
+    STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
+    STD_TORCH_CHECK(tensor.scalar_type() == type, name, " must have the dtype of x");
+    STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+    bool fits = tensor.dim() == int64_t(shape.size());
+    int64_t dimension = 0;
+    for (const int64_t size : shape)
+        fits = fits && tensor.size(dimension++) == size;
+    STD_TORCH_CHECK(fits, name, " has the wrong shape");
+}
+
+void check_shape(const Optional& tensor, std::initializer_list<int64_t> shape, ScalarType type, const char* name) {
+    if (tensor) check_shape(*tensor, shape, type, name);
+}
+
+Tensor as_contiguous(const Tensor& tensor) {
+    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+Optional as_contiguous(const Optional& tensor) {
+    return tensor ? Optional(as_contiguous(*tensor)) : std::nullopt;
+}
+
+// While it lives, its thread counts numbers too small for full precision (1e-38 in float32) as zero. Slopes such as
+// those of a sharp softplus produce many, and a product with one takes a hundred times as long.
+class FlushDenormals {
+  public:
+#if defined(__SSE2__)
+    FlushDenormals() : before(_mm_getcsr()) { _mm_setcsr(before | 0x8040); }
+    ~FlushDenormals() { _mm_setcsr(before); }
+
+  private:
+    const unsigned before;
+#endif
+};
+
+// Memory for the threads of one call.
+template <class T>
+class Scratch {
+  public:
+    explicit Scratch(int64_t count) : memory(static_cast<T*>(::operator new(count * sizeof(T), alignment))) {}
+    T* get() const { return memory.get(); }
+
+  private:
+    static constexpr std::align_val_t alignment{64};
+    struct Free {
+        void operator()(T* pointer) const { ::operator delete(pointer, alignment); }
+    };
+    std::unique_ptr<T, Free> memory;
+};
+
+// A network's tensors and settings, checked, in the terms of mlp.h.
+struct Network {
+    std::vector<Tensor> weights;
+    std::vector<int64_t> kinds;
+    std::vector<double> settings;
+    ScalarType type;
+
+    Network(const Tensor& x, const std::vector<Tensor>& given, const std::vector<int64_t>& kinds,
+            const std::vector<double>& settings)
+        : kinds(kinds), settings(settings), type(x.scalar_type()) {
+        STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "x must be float32 or float64");
+        STD_TORCH_CHECK(x.dim() == 2, "x must have two dimensions, [B, d]");
+        STD_TORCH_CHECK(!given.empty() && given.size() <= size_t(max_depth), "between 1 and ", max_depth, " layers");
+        STD_TORCH_CHECK(kinds.size() == given.size(), "kinds must have an entry for each layer");
+        STD_TORCH_CHECK(settings.size() == 2 * given.size(), "settings must have two entries for each layer");
+        int64_t inputs = x.size(1);
+        for (size_t l = 0; l < given.size(); ++l) {
+            STD_TORCH_CHECK(kinds[l] >= 0 && kinds[l] < int64_t(Kind::Count), "unknown activation ", kinds[l]);
+            weights.push_back(as_contiguous(given[l]));
+            STD_TORCH_CHECK(given[l].dim() == 2, "weights must be matrices");
+            check_shape(weights[l], {given[l].size(0), inputs}, type, "weight");
+            inputs = given[l].size(0);
+        }
+    }
+
+    int64_t depth() const { return int64_t(weights.size()); }
+    int64_t outputs() const { return weights.back().size(0); }
+};
+
+// Where a layer's packed parameters and kept values are in one piece of memory.
+struct Places {
+    std::vector<int64_t> weight, transposed, bias, state, cotangent;  // -1: not there
+    int64_t total = 0;
+
+    Places(const Network& network, int64_t lanes, int64_t rows, int64_t stack, bool keep) {
+        const auto take = [this](int64_t count, bool present) {
+            const int64_t place = present ? total : -1;
+            if (present) total += count;
+            return place;
+        };
+        for (const Tensor& matrix : network.weights) {
+            const int64_t outputs = matrix.size(0), inputs = matrix.size(1);
+            const int64_t output_stride = round_up(outputs, lanes), input_stride = round_up(inputs, lanes);
+            weight.push_back(take(outputs * input_stride, input_stride != inputs));
+            transposed.push_back(take(inputs * output_stride, true));
+            bias.push_back(take(output_stride, true));
+            state.push_back(take(rows * output_stride, keep));
+            cotangent.push_back(take(rows * stack * output_stride, keep));
+        }
+    }
+};
+
+template <class T>
+std::vector<Layer<T>> layers_of(const Network& network, const Places& places, int64_t lanes, T* memory) {
+    std::vector<Layer<T>> layers;
+    for (int64_t l = 0; l < network.depth(); ++l) {
+        const Tensor& weight = network.weights[l];
+        const int64_t outputs = weight.size(0), inputs = weight.size(1);
+        const auto at = [memory](int64_t place) { return place < 0 ? nullptr : memory + place; };
+        layers.push_back({inputs, outputs, round_up(inputs, lanes), round_up(outputs, lanes), Kind(network.kinds[l]),
+                          Settings{network.settings[2 * l], network.settings[2 * l + 1]},
+                          places.weight[l] < 0 ? data<T>(weight) : memory + places.weight[l],
+                          memory + places.transposed[l], memory + places.bias[l], at(places.state[l]),
+                          at(places.cotangent[l])});
+    }
+    return layers;
+}
+
+// Write the packed parameters: padded rows, transposed weights, biases.
+template <class T>
+void pack(const Network& network, const std::vector<Optional>& biases, const Places& places, int64_t lanes, T* memory) {
+    for (int64_t l = 0; l < network.depth(); ++l) {
+        const int64_t outputs = network.weights[l].size(0), inputs = network.weights[l].size(1);
+        const int64_t output_stride = round_up(outputs, lanes), input_stride = round_up(inputs, lanes);
+        const T* weight = data<T>(network.weights[l]);
+        if (places.weight[l] >= 0)
+            for (int64_t i = 0; i < outputs; ++i) {
+                T* row = memory + places.weight[l] + i * input_stride;
+                std::fill(std::copy_n(weight + i * inputs, inputs, row), row + input_stride, T(0));
+            }
+        T* transposed = memory + places.transposed[l];
+        if (output_stride != outputs) std::fill_n(transposed, inputs * output_stride, T(0));
+        kernels<T>().transpose(weight, outputs, inputs, inputs, transposed, output_stride);
+        T* bias = memory + places.bias[l];
+        T* end = biases[l] ? std::copy_n(data<T>(biases[l]), outputs, bias) : bias;
+        std::fill(end, bias + output_stride, T(0));
+    }
+}
+
+constexpr int64_t tile_bytes = 2 << 20;   // of scratch; 48 rows, or 24, fill the register blocks of product.h
+constexpr int64_t thread_work = 1 << 18;  // multiplications that pay for waking a thread
+
+// How a batch is split: a function of the sizes and the number of threads alone, so that sums are reproducible.
+struct Split {
+    int64_t threads, rows_each, tile, scratch;
+
+    // bytes_of(tile): scratch memory of one thread.
+    template <class ScratchOf>
+    Split(const Network& network, int64_t rows, int64_t stack, int64_t element, ScratchOf&& scratch_of) {
+        int64_t weights = 0;
+        for (const Tensor& weight : network.weights)
+            weights += weight.size(0) * weight.size(1);
+        const int64_t work = rows * std::max<int64_t>(stack, 1) * weights;
+        const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), work / thread_work);
+        tile = 48;
+        while (tile > 12 && scratch_of(tile) * element > tile_bytes)
+            tile /= 2;
+        rows_each = round_up((rows + std::max<int64_t>(workers, 1) - 1) / std::max<int64_t>(workers, 1), 8);
+        rows_each = std::max<int64_t>(rows_each, 8);
+        threads = std::max<int64_t>((rows + rows_each - 1) / rows_each, 1);
+        tile = std::min(tile, rows_each);
+        scratch = round_up(scratch_of(tile), 64);
+    }
+
+    // Call function(thread, begin, end) for each part of the rows.
+    template <class Function>
+    void each(int64_t rows, Function&& function) const {
+        const auto part = [&](int64_t first, int64_t last) {
+            const FlushDenormals flush;
+            for (int64_t thread = first; thread < last; ++thread)
+                function(thread, thread * rows_each, std::min(rows, (thread + 1) * rows_each));
+        };
+        if (threads == 1) return part(0, 1);
+        torch::stable::parallel_for(0, threads, 1, part);
+    }
+};
+
+template <class T>
+void run_forward(const Network& network, const Tensor& x, const Optional& cotangent,
+                 const std::vector<Optional>& biases, const Places& places, int64_t stack, bool unit_seed, Tensor& y,
+                 Tensor& g, Tensor& kept) {
+    const MlpKernels<T>& kernel = kernels<T>();
+    T* memory = mutable_data<T>(kept);
+    pack<T>(network, biases, places, kernel.lanes, memory);
+    const std::vector<Layer<T>> layers = layers_of<T>(network, places, kernel.lanes, memory);
+    const int64_t rows = x.size(0);
+    const ForwardPull<T> problem{
+        layers.data(),      network.depth(),   rows, stack, unit_seed, data<T>(x), data<T>(cotangent),
+        mutable_data<T>(y), mutable_data<T>(g)};
+    const auto scratch_of = [&](int64_t tile) { return kernel.forward_scratch(problem, tile); };
+    const Split split(network, rows, stack, sizeof(T), scratch_of);
+    const Scratch<T> scratch(split.threads * split.scratch);
+    T* const base = scratch.get();
+    split.each(rows, [&](int64_t thread, int64_t begin, int64_t end) {
+        kernel.forward(problem, begin, end, split.tile, base + thread * split.scratch);
+    });
+}
+
+std::tuple<Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional cotangent, std::vector<Tensor> weights,
+                                                    std::vector<Optional> biases, std::vector<int64_t> kinds,
+                                                    std::vector<double> settings, int64_t stack, bool unit_seed,
+                                                    bool keep) {
+    const Network network(x, weights, kinds, settings);
+    const int64_t rows = x.size(0), outputs = network.outputs();
+    x = as_contiguous(x);
+    cotangent = as_contiguous(cotangent);
+    check_shape(x, {rows, x.size(1)}, network.type, "x");
+    check_shape(cotangent, {stack, rows, outputs}, network.type, "cotangent");
+    STD_TORCH_CHECK(stack >= 0 && (!unit_seed || (stack == 1 && outputs == 1)), "wrong number of cotangents");
+    STD_TORCH_CHECK(biases.size() == weights.size(), "biases must have an entry for each layer");
+    for (size_t l = 0; l < biases.size(); ++l) {
+        biases[l] = as_contiguous(biases[l]);
+        check_shape(biases[l], {weights[l].size(0)}, network.type, "bias");
+    }
+    const bool single = network.type == ScalarType::Float;
+    const Places places(network, single ? kernels<float>().lanes : kernels<double>().lanes, rows, stack, keep);
+    Tensor y = torch::stable::new_empty(x, {rows, outputs});
+    Tensor g = torch::stable::new_empty(x, {stack, rows, x.size(1)});
+    Tensor kept = torch::stable::new_empty(x, {places.total});
+    const auto run = single ? run_forward<float> : run_forward<double>;
+    run(network, x, cotangent, biases, places, stack, unit_seed, y, g, kept);
+    return {y, g, kept};
+}
+
+// Each thread's sums of parameter gradients: place of each weight's and bias's within them, -1 where not wanted.
+struct Sums {
+    std::vector<int64_t> weight, bias;
+    std::vector<bool> transposed;
+    int64_t total = 0;
+
+    Sums(const Network& network, const std::vector<int64_t>& wanted, int64_t lanes) {
+        for (int64_t l = 0; l < network.depth(); ++l) {
+            const int64_t outputs = network.weights[l].size(0), inputs = network.weights[l].size(1);
+            const int64_t straight = outputs * round_up(inputs, lanes), turned = inputs * round_up(outputs, lanes);
+            transposed.push_back(turned < straight);
+            weight.push_back(wanted[2 + 2 * l] ? total : -1);
+            if (wanted[2 + 2 * l]) total += round_up(std::min(straight, turned), 16);
+            bias.push_back(wanted[3 + 2 * l] ? total : -1);
+            if (wanted[3 + 2 * l]) total += round_up(outputs, 16);
+        }
+    }
+};
+
+// to [rows, columns] = the sum of the threads' [rows, stride] (or their transposes), in the order of the threads.
+template <class T>
+void reduce(const T* sums, int64_t threads, int64_t distance, int64_t rows, int64_t columns, bool transposed,
+            int64_t lanes, T* to) {
+    T* const first = const_cast<T*>(sums);
+    const int64_t lines = transposed ? columns : rows, width = transposed ? rows : columns;
+    const int64_t stride = round_up(width, lanes);
+    for (int64_t thread = 1; thread < threads; ++thread)
+        for (int64_t i = 0; i < lines * stride; ++i)
+            first[i] += sums[thread * distance + i];
+    if (transposed) return kernels<T>().transpose(first, lines, width, stride, to, lines);
+    for (int64_t i = 0; i < lines; ++i)
+        std::copy_n(first + i * stride, width, to + i * width);
+}
+
+template <class T>
+void run_backward(const Network& network, const Tensor& x, const Optional& cotangent, const Tensor& kept, int64_t stack,
+                  bool unit_seed, const Optional& ybar, const Optional& gbar, const std::vector<int64_t>& wanted,
+                  std::vector<Tensor>& results) {
+    const MlpKernels<T>& kernel = kernels<T>();
+    const int64_t rows = x.size(0), depth = network.depth();
+    const Places places(network, kernel.lanes, rows, stack, true);
+    STD_TORCH_CHECK(kept.numel() == places.total, "kept is not what mlp_forward_pull returned for these tensors");
+    const std::vector<Layer<T>> layers = layers_of<T>(network, places, kernel.lanes, const_cast<T*>(data<T>(kept)));
+    const Sums sums(network, wanted, kernel.lanes);
+
+    PushAdjoint<T> problem{};
+    problem.layers = layers.data();
+    problem.depth = depth;
+    problem.rows = rows;
+    problem.stack = gbar ? stack : 0;
+    problem.proportional = unit_seed && gbar;
+    problem.curvature_free = std::all_of(network.kinds.begin(), network.kinds.end(), [](int64_t kind) {
+        return Kind(kind) == Kind::Identity || Kind(kind) == Kind::ReLU || Kind(kind) == Kind::LeakyReLU;
+    });
+    while (!wanted[0] && problem.lowest < depth - 1 && !wanted[2 + 2 * problem.lowest] &&
+           !wanted[3 + 2 * problem.lowest])
+        ++problem.lowest;
+    problem.x = data<T>(x);
+    problem.cotangent = data<T>(cotangent);
+    problem.ybar = data<T>(ybar);
+    problem.gbar = data<T>(gbar);
+
+    for (size_t i = 0; i < wanted.size(); ++i) {
+        if (!wanted[i]) continue;
+        if (i == 0) {
+            results.push_back(torch::stable::new_empty(x, {rows, x.size(1)}));
+            problem.xbar = mutable_data<T>(results.back());
+        } else if (i == 1) {
+            results.push_back(torch::stable::new_empty(x, {stack, rows, network.outputs()}));
+            problem.cotangent_bar = mutable_data<T>(results.back());
+        } else {
+            const Tensor& weight = network.weights[i / 2 - 1];
+            results.push_back(i % 2 == 0 ? torch::stable::new_empty(x, {weight.size(0), weight.size(1)})
+                                         : torch::stable::new_empty(x, {weight.size(0)}));
+        }
+    }
+    STD_TORCH_CHECK(!problem.cotangent_bar || gbar, "the cotangent has a gradient only where g has");
+
+    const auto scratch_of = [&](int64_t tile) { return kernel.backward_scratch(problem, tile); };
+    const Split split(network, rows, stack, sizeof(T), scratch_of);
+    const int64_t distance = split.scratch + round_up(sums.total, 64);
+    const Scratch<T> scratch(split.threads * distance);
+    T* const base = scratch.get();
+    if (rows == 0) std::fill_n(base, split.threads * distance, T(0));
+    split.each(rows, [&](int64_t thread, int64_t begin, int64_t end) {
+        T* const own = base + thread * distance + split.scratch;
+        LayerGradient<T> gradients[max_depth];
+        for (int64_t l = 0; l < depth; ++l)
+            gradients[l] = {sums.weight[l] < 0 ? nullptr : own + sums.weight[l],
+                            sums.bias[l] < 0 ? nullptr : own + sums.bias[l], bool(sums.transposed[l])};
+        PushAdjoint<T> mine = problem;
+        mine.gradients = gradients;
+        kernel.backward(mine, begin, end, split.tile, base + thread * distance);
+    });
+
+    size_t result = (wanted[0] ? 1 : 0) + (wanted[1] ? 1 : 0);
+    for (int64_t l = 0; l < depth; ++l) {
+        const int64_t outputs = network.weights[l].size(0), inputs = network.weights[l].size(1);
+        const T* const own = base + split.scratch;
+        if (sums.weight[l] >= 0)
+            reduce<T>(own + sums.weight[l], split.threads, distance, outputs, inputs, sums.transposed[l], kernel.lanes,
+                      mutable_data<T>(results[result++]));
+        if (sums.bias[l] >= 0)
+            reduce<T>(own + sums.bias[l], split.threads, distance, 1, outputs, false, kernel.lanes,
+                      mutable_data<T>(results[result++]));
+    }
+}
+
+std::vector<Tensor> mlp_push_adjoint(Tensor x, Optional cotangent, Tensor kept, std::vector<Tensor> weights,
+                                     std::vector<int64_t> kinds, std::vector<double> settings, int64_t stack,
+                                     bool unit_seed, Optional ybar, Optional gbar, std::vector<int64_t> wanted) {
+    const Network network(x, weights, kinds, settings);
+    const int64_t rows = x.size(0);
+    x = as_contiguous(x);
+    cotangent = as_contiguous(cotangent);
+    ybar = as_contiguous(ybar);
+    gbar = as_contiguous(gbar);
+    check_shape(x, {rows, x.size(1)}, network.type, "x");
+    check_shape(kept, {kept.numel()}, network.type, "kept");
+    check_shape(cotangent, {stack, rows, network.outputs()}, network.type, "cotangent");
+    check_shape(ybar, {rows, network.outputs()}, network.type, "ybar");
+    check_shape(gbar, {stack, rows, x.size(1)}, network.type, "gbar");
+    STD_TORCH_CHECK(wanted.size() == 2 + 2 * weights.size(), "wanted must have 2 + 2 depth entries");
+    std::vector<Tensor> results;
+    const auto run = network.type == ScalarType::Float ? run_backward<float> : run_backward<double>;
+    run(network, x, cotangent, kept, stack, unit_seed, ybar, gbar, wanted, results);
+    return results;
+}
+
+template <class T>
+void run_activation(Kind kind, Settings settings, const Tensor& z, Tensor& value, Tensor& slope, Tensor& bend) {
+    const int64_t count = z.numel(), padded = round_up(count, kernels<T>().lanes);
+    std::vector<T> memory(4 * padded);
+    std::copy_n(data<T>(z), count, memory.data());
+    T *first = memory.data() + padded, *second = first + padded, *third = second + padded;
+    kernels<T>().activate(kind, settings, memory.data(), padded, first, second, third);
+    std::copy_n(first, count, mutable_data<T>(value));
+    std::copy_n(second, count, mutable_data<T>(slope));
+    std::copy_n(third, count, mutable_data<T>(bend));
+}
+
+std::tuple<Tensor, Tensor, Tensor> activation(Tensor z, int64_t kind, std::vector<double> settings) {
+    STD_TORCH_CHECK(kind >= 0 && kind < int64_t(Kind::Count), "unknown activation ", kind);
+    STD_TORCH_CHECK(settings.size() == 2, "settings must have two entries");
+    const ScalarType type = z.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "z must be float32 or float64");
+    z = as_contiguous(z);
+    Tensor value = torch::stable::empty_like(z), slope = torch::stable::empty_like(z),
+           bend = torch::stable::empty_like(z);
+    const auto run = type == ScalarType::Float ? run_activation<float> : run_activation<double>;
+    run(Kind(kind), {settings[0], settings[1]}, z, value, slope, bend);
+    return {value, slope, bend};
+}
+
+}  // namespace
+}  // namespace gradreg_fast
+
+STABLE_TORCH_LIBRARY_IMPL(gradreg_fast, CPU, library) {
+    library.impl("mlp_forward_pull", TORCH_BOX(&gradreg_fast::mlp_forward_pull));
+    library.impl("mlp_push_adjoint", TORCH_BOX(&gradreg_fast::mlp_push_adjoint));
+    library.impl("activation", TORCH_BOX(&gradreg_fast::activation));
+}

@@ -1,0 +1,23 @@
+// The MLP sweeps for avx2.
+
+#include "common/math.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma")
+#endif
+
+#include "cpu/mlp_sweeps.h"
+
+namespace gradreg_fast {
+
+template <>
+const MlpKernels<float>& mlp_kernels_avx2<float>() {
+    return Sweeps<float, 32>::kernels();
+}
+
+template <>
+const MlpKernels<double>& mlp_kernels_avx2<double>() {
+    return Sweeps<double, 32>::kernels();
+}
+
+}  // namespace gradreg_fast

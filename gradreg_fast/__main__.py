@@ -1,0 +1,49 @@
+"""``python -m gradreg_fast info``: what a bug report needs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+
+import torch
+
+import gradreg_fast
+from gradreg_fast import build
+from gradreg_fast.backend import current, library
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m gradreg_fast", description=__doc__)
+    parser.add_argument("command", choices=["info"], help="versions, what is compiled for what, and why not where not")
+    parser.parse_args()
+    for name, value in facts().items():
+        print(f"{name:16}{value}")
+
+
+def facts() -> dict[str, str]:
+    """Versions and the state of the compiled kernels; builds them if they can be."""
+    try:
+        choice = current()
+    except ValueError as error:
+        choice = str(error)
+    module, reason = library()
+    lines = {
+        "gradreg_fast": gradreg_fast.__version__,
+        "torch": f"{torch.__version__} ({torch.get_num_threads()} threads)",
+        "python": f"{platform.python_version()} ({platform.system()}, {platform.machine()})",
+        "backend": choice,
+    }
+    if module is None:
+        lines["CPU kernels"] = f"none: {reason}"
+    else:
+        lines["CPU kernels"] = f"{module.cpu_capability()}, of {module.__file__}"
+        lines["compiled by"] = f"C++ {module.compiler}"
+    lines["CUDA kernels"] = "none: not part of this version"
+    lines["cache"] = str(build.cache_folder()) + ("" if os.path.isdir(build.cache_folder()) else " (not made yet)")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

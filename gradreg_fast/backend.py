@@ -1,0 +1,130 @@
+"""Which implementation runs: compiled kernels or PyTorch lines, chosen in this one place.
+
+``auto`` uses kernels where they are faster and exist, and PyTorch lines elsewhere, silently. ``cpp`` uses kernels
+wherever one exists, fast or not, and raises if there is no compiled library. ``torch`` uses PyTorch lines only.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import cache
+from types import ModuleType, TracebackType
+
+import torch
+from torch import Tensor
+
+from gradreg_fast import build
+
+NAMES = ("auto", "torch", "cpp")
+_loading = threading.Lock()
+_chosen: str | None = None  # by `backend`; None: by the environment
+
+
+class backend:
+    """Choose the implementation: ``backend("torch")``, or for a while: ``with backend("torch"): ...``.
+
+    The choice holds for the whole process and takes precedence over the environment's ``GRADREG_FAST_BACKEND``.
+
+    Args:
+        name: ``"auto"``, ``"torch"`` or ``"cpp"``.
+
+    Raises:
+        ValueError: if there is no such backend.
+        RuntimeError: if it is ``"cpp"`` and there is no compiled library, with the reason.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _chosen
+        check_name(name, "backend")
+        if name == "cpp":
+            require()
+        self._before, _chosen = _chosen, name
+
+    def __enter__(self) -> backend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        global _chosen
+        _chosen = self._before
+
+
+def check_name(name: str, source: str) -> None:
+    """Raise unless this is a backend."""
+    if name not in NAMES:
+        raise ValueError(f"{source} must be one of {', '.join(NAMES)}, got {name!r}")
+
+
+def current() -> str:
+    """The choice in force."""
+    if _chosen is not None:
+        return _chosen
+    name = os.environ.get("GRADREG_FAST_BACKEND") or "auto"
+    check_name(name, "GRADREG_FAST_BACKEND")
+    return name
+
+
+def available() -> bool:
+    """Whether compiled kernels serve now; builds them at the first question. Raises if they were asked for in vain."""
+    name = current()
+    if name == "cpp":
+        require()
+    return name != "torch" and library()[0] is not None
+
+
+def require() -> ModuleType:
+    """The compiled library.
+
+    Raises:
+        RuntimeError: if there is none, with the reason.
+    """
+    module, reason = library()
+    if module is None:
+        raise RuntimeError(f"backend 'cpp' cannot be used: {reason}")
+    return module
+
+
+def library() -> tuple[ModuleType | None, str]:
+    """The compiled library, or None and why there is none; looked for once, by one thread."""
+    with _loading:
+        return _library()
+
+
+@cache
+def _library() -> tuple[ModuleType | None, str]:
+    try:
+        module = build.load()
+    except build.BuildError as error:
+        return None, str(error)
+    register_fakes(module)
+    return module, ""
+
+
+def register_fakes(module: ModuleType) -> None:
+    """Tell PyTorch's tracers the shapes that the operations return."""
+    ops = torch.library
+
+    @ops.register_fake("gradreg_fast::mlp_forward_pull")
+    def forward_pull(x, cotangent, weights, biases, kinds, settings, stack, unit_seed, keep):
+        lanes = module.lanes(x.element_size())
+        B, count = x.shape[0], 0
+        for weight in weights:
+            n, d = weight.shape
+            width = -(-n // lanes) * lanes
+            padded = -(-d // lanes) * lanes
+            count += (n * padded if padded != d else 0) + d * width + width
+            count += B * (1 + stack) * width if keep else 0
+        return x.new_empty(B, len(weights[-1])), x.new_empty(stack, *x.shape), x.new_empty(count)
+
+    @ops.register_fake("gradreg_fast::mlp_push_adjoint")
+    def push_adjoint(x, cotangent, kept, weights, kinds, settings, stack, unit_seed, ybar, gbar, wanted):
+        shapes = [x.shape, (stack, x.shape[0], len(weights[-1]))]
+        for weight in weights:
+            shapes += [weight.shape, weight.shape[:1]]
+        return [x.new_empty(shape) for shape, flag in zip(shapes, wanted, strict=True) if flag]
+
+    @ops.register_fake("gradreg_fast::activation")
+    def activation(z: Tensor, kind, settings):
+        return torch.empty_like(z), torch.empty_like(z), torch.empty_like(z)

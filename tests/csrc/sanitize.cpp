@@ -1,0 +1,109 @@
+// The MLP sweeps without PyTorch, on heap blocks of exactly the promised sizes: for AddressSanitizer and
+// UndefinedBehaviorSanitizer. Built and run by sanitize.sh.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "cpu/capability.h"
+#include "cpu/mlp.h"
+
+using namespace gradreg_fast;
+
+template <class T>
+struct Block {
+    std::unique_ptr<T[]> memory;
+    explicit Block(int64_t count) : memory(new T[count]) {
+        for (int64_t i = 0; i < count; ++i)
+            memory[i] = T(std::sin(double(i)) / 3);
+    }
+    T* get() { return memory.get(); }
+};
+
+int64_t round_up(int64_t size, int64_t multiple) {
+    return (size + multiple - 1) / multiple * multiple;
+}
+
+template <class T>
+void run(const MlpKernels<T>& kernels, const std::vector<int64_t>& widths, Kind kind, int64_t rows, int64_t stack,
+         int64_t tile) {
+    const int64_t depth = int64_t(widths.size()) - 1, lanes = kernels.lanes;
+    const int64_t inputs = widths.front(), outputs = widths.back();
+    std::vector<Block<T>> blocks;
+    const auto take = [&](int64_t count) {
+        blocks.emplace_back(count);
+        return blocks.back().get();
+    };
+    std::vector<Layer<T>> layers;
+    std::vector<LayerGradient<T>> gradients;
+    for (int64_t l = 0; l < depth; ++l) {
+        const int64_t d = widths[l], n = widths[l + 1], d_stride = round_up(d, lanes), n_stride = round_up(n, lanes);
+        layers.push_back({d, n, d_stride, n_stride, l + 1 < depth ? kind : Kind::Identity, Settings{1.5, 20},
+                          take(n * d_stride), take(d * n_stride), take(n_stride), take(rows * n_stride),
+                          take(rows * stack * n_stride)});
+        const bool transposed = d * n_stride < n * d_stride;
+        gradients.push_back({take(transposed ? d * n_stride : n * d_stride), take(n_stride), transposed});
+    }
+    const bool curvature_free = kind == Kind::ReLU || kind == Kind::LeakyReLU || kind == Kind::Identity;
+    const bool unit_seed = curvature_free && stack == 1 && outputs == 1;
+    const ForwardPull<T> forward{layers.data(),
+                                 depth,
+                                 rows,
+                                 stack,
+                                 unit_seed,
+                                 take(rows * inputs),
+                                 take(stack * rows * outputs),
+                                 take(rows * outputs),
+                                 take(stack * rows * inputs)};
+    T* scratch = take(kernels.forward_scratch(forward, tile));
+    kernels.forward(forward, 0, rows, tile, scratch);
+
+    for (const bool with_ybar : {true, false})
+        for (const bool with_gbar : {true, false}) {
+            if (!with_ybar && !with_gbar) continue;
+            PushAdjoint<T> backward{};
+            backward.layers = layers.data();
+            backward.depth = depth;
+            backward.rows = rows;
+            backward.stack = with_gbar ? stack : 0;
+            backward.proportional = unit_seed && with_gbar;
+            backward.curvature_free = curvature_free;
+            backward.x = forward.x;
+            backward.cotangent = forward.cotangent;
+            backward.ybar = with_ybar ? take(rows * outputs) : nullptr;
+            backward.gbar = with_gbar ? take(stack * rows * inputs) : nullptr;
+            backward.xbar = take(rows * inputs);
+            backward.cotangent_bar = with_gbar ? take(stack * rows * outputs) : nullptr;
+            backward.gradients = gradients.data();
+            T* own = take(kernels.backward_scratch(backward, tile));
+            kernels.backward(backward, 0, rows, tile, own);
+            for (int64_t i = 0; i < rows * inputs; ++i)
+                if (!std::isfinite(backward.xbar[i])) std::abort();
+        }
+}
+
+template <class T>
+void run_all(const MlpKernels<T>& kernels) {
+    for (const auto& widths : std::vector<std::vector<int64_t>>{{1, 1}, {3, 17, 1}, {65, 3, 17, 2}, {2, 64, 64, 1}})
+        for (int kind = 0; kind < int(Kind::Count); ++kind)
+            for (const int64_t rows : {1, 5, 49})
+                for (const int64_t stack : {1, 3})
+                    run(kernels, widths, Kind(kind), rows, stack, 24);
+}
+
+int main() {
+    const Capability capability = cpu_capability();
+    run_all(mlp_kernels_baseline<float>());
+    run_all(mlp_kernels_baseline<double>());
+    if (capability >= Capability::AVX2) {
+        run_all(mlp_kernels_avx2<float>());
+        run_all(mlp_kernels_avx2<double>());
+    }
+    if (capability >= Capability::AVX512) {
+        run_all(mlp_kernels_avx512<float>());
+        run_all(mlp_kernels_avx512<double>());
+    }
+    std::printf("no errors, up to %s\n", capability_name(capability));
+}

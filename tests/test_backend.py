@@ -1,0 +1,111 @@
+"""Which implementation runs, and that every choice gives the same numbers."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import gradreg_fast
+from gradreg_fast.backend import current, library
+from gradreg_fast.mlp import CROSSOVER, kernel_for
+from gradreg_fast.ops import prepare
+
+compiled = pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}")
+
+
+def network(width=4):
+    return nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 1))
+
+
+def kernel(model, x):
+    return kernel_for(*prepare(model, x)[:1], x, prepare(model, x)[1])
+
+
+def test_a_choice_holds_until_the_next_or_the_end_of_its_block(monkeypatch):
+    monkeypatch.delenv("GRADREG_FAST_BACKEND", raising=False)
+    assert current() == "auto"
+    with gradreg_fast.backend("torch"):
+        assert current() == "torch"
+        with gradreg_fast.backend("auto"):
+            assert current() == "auto"
+        assert current() == "torch"
+    assert current() == "auto"
+
+
+def test_the_environment_chooses_unless_the_program_does(monkeypatch):
+    monkeypatch.setenv("GRADREG_FAST_BACKEND", "torch")
+    assert current() == "torch"
+    with gradreg_fast.backend("auto"):
+        assert current() == "auto"
+
+
+def test_unknown_backends_are_named(monkeypatch):
+    with pytest.raises(ValueError, match=r"backend must be one of auto, torch, cpp, got 'gpu'"):
+        gradreg_fast.backend("gpu")
+    monkeypatch.setenv("GRADREG_FAST_BACKEND", "fast")
+    with pytest.raises(ValueError, match="GRADREG_FAST_BACKEND must be one of"):
+        gradreg_fast.value_and_vjp(network(), torch.ones(2, 3))
+
+
+@compiled
+def test_kernels_serve_where_they_are_faster_and_where_they_are_asked_for():
+    x = torch.randn(5, 3)
+    wide = network(CROSSOVER[torch.float32] + 1)
+    assert kernel(network(), x) is not None
+    assert kernel(wide, x) is None
+    with gradreg_fast.backend("cpp"):
+        assert kernel(wide, x) is not None
+    with gradreg_fast.backend("torch"):
+        assert kernel(network(), x) is None
+
+
+@compiled
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Tanh(), nn.Linear(3, 1)),
+        nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Linear(3, 1)),
+        nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Tanh(), nn.Linear(3, 1)),
+        nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)),
+    ],
+)
+def test_other_networks_are_left_to_pytorch(model):
+    with gradreg_fast.backend("cpp"):
+        assert kernel(model, torch.randn(5, 3)) is None
+        gradreg_fast.value_and_vjp(model, torch.randn(5, 3))
+
+
+@compiled
+def test_a_layer_used_twice_is_left_to_pytorch():
+    layer = nn.Linear(3, 3)
+    assert kernel(nn.Sequential(layer, nn.Tanh(), layer), torch.randn(5, 3)) is None
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_dtypes_are_left_to_pytorch(dtype):
+    assert kernel(network().to(dtype), torch.randn(5, 3, dtype=dtype)) is None
+
+
+@compiled
+def test_wrong_arguments_say_the_same_whatever_runs():
+    messages = []
+    for name in ("torch", "cpp"):
+        with gradreg_fast.backend(name), pytest.raises(ValueError) as caught:
+            gradreg_fast.value_and_vjp(network(), torch.ones(5, 3), torch.ones(5, 2))
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+def test_info_says_what_a_bug_report_needs():
+    done = subprocess.run(
+        [sys.executable, "-m", "gradreg_fast", "info"],
+        capture_output=True,
+        text=True,
+        cwd=gradreg_fast.__path__[0] + "/..",
+    )
+    assert done.returncode == 0, done.stderr
+    for fact in ("gradreg_fast", "torch", "python", "backend", "CPU kernels", "cache"):
+        assert fact in done.stdout

@@ -1,0 +1,150 @@
+"""The build at first use when things go wrong: each in a fresh process with a cache of its own."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import gradreg_fast
+
+ROOT = Path(gradreg_fast.__file__).parents[1]
+STEP = """
+import torch, gradreg_fast
+model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+y, g = gradreg_fast.value_and_vjp(model, torch.ones(4, 2))
+(y.sum() + g.square().sum()).backward()
+assert all(p.grad is not None for p in model.parameters())
+"""
+ASK = "from gradreg_fast.backend import library; print('compiled' if library()[0] else library()[1])"
+FAKE_COMPILER = """\
+#!/bin/sh
+case " $* " in *" --version "*) echo fake 1.0; exit 0;; esac
+echo call >> "$FAKE_CALLS"
+{work}
+"""
+
+
+def run(lines, cache, **environment):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "GRADREG_FAST_CACHE": str(cache), "MAX_JOBS": "1", **environment}
+    env = {name: value for name, value in env.items() if value is not None}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(lines)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process):
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return out.strip(), error
+
+
+@pytest.fixture
+def compiler(tmp_path):
+    """A compiler of our own making: call it with the shell lines that are its work."""
+
+    def make(work):
+        path = tmp_path / "c++"
+        path.write_text(FAKE_COMPILER.format(work=work))
+        path.chmod(0o755)
+        return {"CXX": str(path), "FAKE_CALLS": str(tmp_path / "calls")}
+
+    return make
+
+
+def calls(tmp_path):
+    path = tmp_path / "calls"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+pytestmark = pytest.mark.skipif(
+    any((ROOT / "gradreg_fast").glob("_C*.so")), reason="a library compiled ahead of time leaves nothing to build"
+)
+
+
+def test_without_a_compiler_pytorch_serves_in_silence(tmp_path):
+    out, error = finished(run(STEP + ASK, tmp_path / "cache", CXX=None, PATH=""))
+    assert "no C++ compiler" in out
+    assert error == ""
+
+
+def test_a_named_compiler_that_is_not_there(tmp_path):
+    out, _ = finished(run(STEP + ASK, tmp_path / "cache", CXX="no-such-compiler"))
+    assert "no-such-compiler" in out
+
+
+def test_a_broken_compiler_is_told_once_and_not_tried_again(tmp_path, compiler):
+    broken = compiler("echo 'fatal error: broken' >&2; exit 1")
+    out, error = finished(run(STEP + ASK, tmp_path / "cache", **broken))
+    assert "fatal error: broken" in out
+    assert "build.log" in error
+    tried = calls(tmp_path)
+    assert tried > 0
+    log = next((tmp_path / "cache").rglob("build.log")).read_text()
+    assert "fatal error: broken" in log and "exit status 1" in log
+
+    out, error = finished(run(STEP + ASK, tmp_path / "cache", **broken))
+    assert "an earlier build failed" in out
+    assert error == ""
+    assert calls(tmp_path) == tried
+
+
+def test_an_explicit_choice_of_what_cannot_be_built_raises(tmp_path, compiler):
+    broken = compiler("exit 1")
+    lines = """
+    import torch, gradreg_fast
+    try:
+        gradreg_fast.value_and_vjp(torch.nn.Linear(2, 1), torch.ones(4, 2))
+    except RuntimeError as error:
+        print(error)
+    """
+    out, _ = finished(run(lines, tmp_path / "cache", GRADREG_FAST_BACKEND="cpp", **broken))
+    assert "backend 'cpp' cannot be used" in out and "build.log" in out
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
+    obstacle = tmp_path / "file"
+    obstacle.write_text("")  # no folder can be made below a file, by root neither
+    out, _ = finished(run(STEP + ASK, obstacle / "cache"))
+    assert "cannot be used" in out
+
+
+def test_two_processes_wait_for_one_build(tmp_path, compiler):
+    slow = compiler('sleep 0.2; while [ $# -gt 1 ]; do if [ "$1" = -o ]; then : > "$2"; fi; shift; done')
+    both = [run(ASK, tmp_path / "cache", **slow) for _ in range(2)]
+    for process in both:
+        out, _ = finished(process)
+        assert "cannot be loaded" in out  # an empty file is no library, but there is one
+    from gradreg_fast import build
+
+    assert calls(tmp_path) == len(build.SOURCES) + 1
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert sorted(path.suffix for path in folder.iterdir()) == ["", ".log", ".so"]  # the lock; nothing unfinished
+
+
+def test_import_builds_nothing(tmp_path):
+    out, error = finished(run("import gradreg_fast; print('imported')", tmp_path / "cache"))
+    assert out == "imported" and error == ""
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_change_of_compiler_is_another_library(tmp_path, compiler, monkeypatch):
+    from gradreg_fast import build
+
+    sources = build.source_folder()
+    mine = compiler("exit 0")["CXX"]
+    assert build.cache_key(sources, [mine]) == build.cache_key(sources, [mine])
+    assert build.cache_key(sources, [mine]) != build.cache_key(sources, [mine, "-m32"])
+
+
+def test_every_source_is_listed():
+    from gradreg_fast import build
+
+    sources = build.source_folder()
+    assert {str(path.relative_to(sources)) for path in sources.rglob("*.cpp")} == set(build.SOURCES)
