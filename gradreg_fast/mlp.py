@@ -31,6 +31,8 @@ KINDS: dict[type[Rule], tuple[int, Callable[[Rule], tuple[float, float]]]] = {
 }
 """An activation's number in csrc/common/activation.h and its settings; 0 is the identity, 7 the GELU that is exact."""
 
+STRAIGHT = (0, 1, 2)  # kinds without curvature
+
 MAX_DEPTH = 64  # as in csrc/cpu/mlp.h
 
 # The widest layer that the kernels take by themselves, by dtype. In float32, one thread, they were ahead of the PyTorch
@@ -103,8 +105,12 @@ class Mlp:
             These gradients; None where not wanted, or zero.
         """
         slots = [slot for pair in zip(self.weights, self.biases, strict=True) for slot in pair]
-        flags = [wanted[0], wanted[1] and adjoints[1] is not None]
-        flags += [slot is not None and wanted[2 + slot] for slot in slots]
+        # where nothing depends on y, only the curvature of an activation above reaches a bias or x
+        bent = [layer for layer, kind in enumerate(self.kinds) if kind not in STRAIGHT]
+        highest = len(self.kinds) if adjoints[0] is not None else max(bent, default=-1)
+        reached = [True, True] * (highest + 1) + [True, False] * (len(self.kinds) - highest - 1)
+        flags = [wanted[0] and highest >= 0, wanted[1] and adjoints[1] is not None]
+        flags += [slot is not None and wanted[2 + slot] and there for slot, there in zip(slots, reached, strict=False)]
         results = torch.ops.gradreg_fast.mlp_push_adjoint(
             x,
             cotangent,

@@ -77,7 +77,7 @@ def test_plot_redraws(run, tmp_path):
         (["train", "--train-size", "0"], "--train-size: must be an integer of at least 1, got '0'"),
         (["train", "--weight", "-1"], "--weight: must be a number of at least 0"),
         (["train", "--weight", "nan"], "--weight: must be a number"),
-        (["train", "--projections", "2"], "--projections goes with"),
+        (["train", "--penalty", "double_backprop", "--projections", "2"], "--projections goes with"),
         (["train", "--threads", str(10**6)], "and at most"),
         (["train", "--device", "tpu"], "--device: must be cpu"),
         (["speed", "--cases", "nothing"], "--cases must be parts of the names"),
