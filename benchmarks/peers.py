@@ -19,6 +19,9 @@ from .cases import Case
 from .penalties import Jacobian
 
 
+_COUNTED_AS = {torch.ops.aten.addmm_: torch.ops.aten.addmm}  # PyTorch has no formula for it
+
+
 class FlopCounter(TorchDispatchMode):
     """Adds up floating-point operations by PyTorch's own formulas, which overcount a grouped convolution's backward.
 
@@ -35,7 +38,7 @@ class FlopCounter(TorchDispatchMode):
         if func is torch.ops.aten.convolution_backward.default:
             grad_out, x, weight, _, _, _, _, transposed, _, _, (needs_x, needs_weight, _) = args
             self.total += (needs_x + needs_weight) * conv_flop_count(x.shape, weight.shape, grad_out.shape, transposed)
-        elif formula := flop_registry.get(func._overloadpacket):
+        elif formula := flop_registry.get(_COUNTED_AS.get(func._overloadpacket, func._overloadpacket)):
             self.total += formula(*args, **(kwargs or {}), out_val=out)
         return out
 
@@ -97,7 +100,7 @@ class Peer:
             self.step()
         with torch.no_grad(), FlopCounter() as forward:
             self.model(self.batch.x)
-        return step.total / forward.total
+        return step.total / forward.total or None  # compiled sweeps are no operations that PyTorch could count
 
 
 class GradregFast(Peer):
