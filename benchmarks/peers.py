@@ -18,7 +18,6 @@ from . import memory, penalties
 from .cases import Case
 from .penalties import Jacobian
 
-
 _COUNTED_AS = {torch.ops.aten.addmm_: torch.ops.aten.addmm}  # PyTorch has no formula for it
 
 
