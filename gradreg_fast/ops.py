@@ -8,22 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
 
 import torch
 from torch import Tensor, nn
 
 from gradreg_fast import contraction, planner
+from gradreg_fast.context import closed_form, differentiable, requested, restore, save, wanted_now
 from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import Mlp, kernel_for
 from gradreg_fast.rules.base import Rule, elements, per_sample
-
-TWICE = (
-    "gradreg_fast: this gradient is a closed form and cannot be differentiated again; for third derivatives use "
-    "torch.autograd.grad(model(x), x, cotangent, create_graph=True), which gives the same numbers"
-)
 
 Cotangent = Tensor | Callable[[Linearization], Tensor] | None
 """The cotangents ``[K, B, ...]`` of the seed; None for ones, ``K = 1``; or a function that makes constant ones."""
@@ -163,36 +158,6 @@ def sqnorm_or_estimate(
         raise ValueError(f"projections must be a positive integer or None, got {projections!r}")
     y, norms = sqnorm(graph, tensors, x, random_units(projections, generator))
     return y, norms * (y[0].numel() / projections if len(y) else 0)
-
-
-def closed_form(backward):
-    """Run a backward without recording it; what it returns raises when it is differentiated again."""
-
-    @wraps(backward)
-    def wrapper(ctx, *adjoints):
-        recorded = torch.is_grad_enabled()
-        sources = [t for t in (*adjoints, *ctx.saved_tensors) if t is not None and t.requires_grad] if recorded else []
-        with torch.no_grad():
-            gradients = backward(ctx, *adjoints)
-        if not recorded:
-            return gradients
-        present = [g for g in gradients if g is not None]
-        once = iter(_Once.apply(len(present), *present, *sources) if present else ())
-        return tuple(None if g is None else next(once) for g in gradients)
-
-    return wrapper
-
-
-class _Once(torch.autograd.Function):
-    """Gradients that depend on their sources and raise when they are differentiated."""
-
-    @staticmethod
-    def forward(ctx, count, *tensors):
-        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
-
-    @staticmethod
-    def backward(ctx, *adjoints):
-        raise RuntimeError(TWICE)
 
 
 class _ValueAndVjp(torch.autograd.Function):
@@ -391,91 +356,6 @@ def check_cotangent(cotangent: Tensor | None, linearization: Linearization, name
             f"{name} must have the output's dtype and device, {like.dtype} on {like.device}, got {cotangent.dtype} on "
             f"{cotangent.device}"
         )
-
-
-def differentiable(tensor: Tensor | None) -> bool:
-    """Whether anybody may ask for this tensor's gradient."""
-    return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
-
-
-def wanted_now(tensors: list) -> tuple[bool, ...]:
-    """For each tensor, whether anybody may ask for its gradient."""
-    return tuple(map(differentiable, tensors))
-
-
-def requested(ctx, first: int) -> list[bool]:
-    """For each argument from number `first` on, whether this very backward pass is asked for its gradient.
-
-    `needs_input_grad` alone says yes to every parameter, also under ``torch.autograd.grad(loss, x)``.
-    """
-    edges = iter(ctx.next_functions)
-    executes = [is_tensor and _executes(next(edges)[0]) for is_tensor in ctx.is_tensor]
-    return [needed and runs for needed, runs in zip(ctx.needs_input_grad, executes, strict=True)][first:]
-
-
-def _executes(node) -> bool:
-    if node is None:
-        return False
-    try:
-        return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # the leaf that autograd.grad was asked for, or no backward pass that could tell
-        return True
-
-
-def save(ctx, arguments: tuple, *state) -> None:
-    """Save nested tensors the way that autograd checks, offloads and frees."""
-    ctx.is_tensor = [isinstance(argument, Tensor) for argument in arguments]
-    tensors: list[Tensor] = []
-    ctx.state = _flatten(state, tensors, {})
-    ctx.save_for_backward(*tensors)
-
-
-def restore(ctx) -> tuple:
-    """What `save` was given; unless the graph is retained, nobody else holds it, so that sweeps free as they go."""
-    state = _unflatten(ctx.state, ctx.saved_tensors)
-    ctx.maybe_clear_saved_tensors()
-    return state
-
-
-class _Place:
-    """Stands for a saved tensor."""
-
-    __slots__ = ("index",)
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-
-def _flatten(item, tensors: list[Tensor], places: dict[int, _Place]):
-    kind = type(item)
-    if isinstance(item, Tensor):
-        place = places.get(id(item))
-        if place is None:
-            place = places[id(item)] = _Place(len(tensors))
-            tensors.append(item)
-        return place
-    if kind is tuple or kind is list:
-        return kind([_flatten(member, tensors, places) for member in item])
-    if kind is dict:
-        return {key: _flatten(member, tensors, places) for key, member in item.items()}
-    if kind is Linearization:
-        nested = (_flatten(item.tensors, tensors, places), _flatten(item.saved, tensors, places))
-        return Linearization(item.graph, *nested, item.shapes, item.like)
-    return item
-
-
-def _unflatten(item, tensors: tuple[Tensor, ...]):
-    kind = type(item)
-    if kind is _Place:
-        return tensors[item.index]
-    if kind is tuple or kind is list:
-        return kind([_unflatten(member, tensors) for member in item])
-    if kind is dict:
-        return {key: _unflatten(member, tensors) for key, member in item.items()}
-    if kind is Linearization:
-        nested = (_unflatten(item.tensors, tensors), _unflatten(item.saved, tensors))
-        return Linearization(item.graph, *nested, item.shapes, item.like)
-    return item
 
 
 def _first(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
