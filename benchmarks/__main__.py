@@ -74,6 +74,12 @@ def _parser():
     sub.add_argument(
         "--engine", choices=(*train.ENGINES, "all"), default="all", help="none: without penalty (%(default)s)"
     )
+    sub.add_argument(
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="in float64 the engines' losses coincide for long; in float32 training amplifies rounding (%(default)s)",
+    )
     sub.add_argument("--seeds", type=_between(int, 1), default=3, help="number of runs of each engine (%(default)s)")
     sub.add_argument("--epochs", type=_between(int, 1), default=20, help="passes over the training data (%(default)s)")
     sub.add_argument("--batch-size", type=_between(int, 1), default=64, help="samples a step (%(default)s)")
@@ -157,6 +163,7 @@ def _train(arguments):
         lr=arguments.lr,
         threads=arguments.threads,
         device=arguments.device,
+        dtype=arguments.dtype,
     )
     torch.set_num_threads(config.threads)
     console = _console()

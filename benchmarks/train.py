@@ -51,6 +51,7 @@ class Config:
     lr: float
     threads: int
     device: str
+    dtype: str
 
 
 def layers(config: Config, data: Dataset) -> tuple:
@@ -72,7 +73,7 @@ class Run:
 
     def __init__(self, engine: str, config: Config, data: Dataset, weight: float, seed: int):
         self.engine, self.config, self.weight = engine, config, weight
-        self.model = models.build(layers(config, data), data.x.shape[1:], seed).to(config.device)
+        self.model = models.build(layers(config, data), data.x.shape[1:], seed).to(config.device, data.x.dtype)
         self.optimizer = torch.optim.SGD(self.model.parameters(), config.lr, momentum=0.9)
         self.schedule = CosineAnnealingLR(self.optimizer, steps(config, len(data.x)))
         self.losses: list[Tensor] = []
@@ -155,7 +156,11 @@ def chooses(config: Config) -> bool:
 def train(config: Config, data: Dataset, advance: Callable[[], object]) -> dict:
     """Trains, compares, and returns the results file's contents."""
     layers(config, data)
-    data = data._replace(**{name: value.to(config.device) for name, value in data._asdict().items()})
+    dtype = getattr(torch, config.dtype)
+    moved = {name: value.to(config.device) for name, value in data._asdict().items()}
+    data = data._replace(
+        **{name: value.to(dtype) if value.is_floating_point() else value for name, value in moved.items()}
+    )
     validation = validate(config, data, advance) if chooses(config) else {}
     weight = max(validation, key=validation.get) if validation else config.weights[0]
     runs = {engine: [] for engine in config.engines}

@@ -37,6 +37,19 @@ NETWORKS = {
         ),
         (4, 2, 8, 8),
     ),
+    "one channel, groups": (
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.Softplus(),
+            nn.AvgPool2d(2),
+            nn.Conv2d(4, 6, 3, groups=2),
+            nn.Tanh(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(6, 1),
+        ),
+        (4, 1, 8, 8),
+    ),
     "batch statistics": (
         lambda: nn.Sequential(nn.Linear(16, 24), nn.BatchNorm1d(24), nn.Tanh(), nn.Linear(24, 3)),
         (16, 16),

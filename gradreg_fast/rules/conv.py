@@ -27,7 +27,7 @@ class Conv(Rule):
         weight, bias = parameters
         if x.dim() != weight.dim():
             raise ValueError(f"a convolution's input must be a batch with {weight.dim()} dimensions, got {x.dim()}")
-        if x.device.type == "cpu" and x.dim() == 4:
+        if x.device.type == "cpu" and x.dim() == 4 and x.dtype != torch.float64:  # float64 does not run on oneDNN
             x, weight = channels_last(x), channels_last(weight)
         return self._convolve(x, weight, bias), (x, weight)
 
