@@ -36,8 +36,8 @@ STRAIGHT = (0, 1, 2)  # kinds without curvature
 MAX_DEPTH = 64  # as in csrc/cpu/mlp.h
 
 # The widest layer that the kernels take by themselves, by dtype. In float32, one thread, they were ahead of the PyTorch
-# lines at 64 and 128, and at 256 level or ahead in time with half the memory; in float64, whose activations are computed
-# one by one, the bound is a guess.
+# lines at 64 and 128, and at 256 level or ahead with half the memory; in float64, whose activations are computed one by
+# one, the bound is a guess.
 CROSSOVER = {torch.float32: 256, torch.float64: 64}
 
 
