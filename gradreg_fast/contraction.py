@@ -67,9 +67,15 @@ def unit_seeds(linearization: Linearization, value: int) -> Tensor:
     """A unit stack for each element of a value: ``[n, B, ...]``, shared by the samples."""
     shape, n = linearization.shapes[value], width(linearization, value)
     if n == 1:
-        return linearization.like.new_ones(1, 1, *shape[1:]).expand(1, *shape)
+        return ones_seed(linearization, value)
     eye = torch.eye(n, dtype=linearization.like.dtype, device=linearization.like.device)
     return eye.view(n, 1, *shape[1:]).expand(n, *shape)
+
+
+def ones_seed(linearization: Linearization, value: int) -> Tensor:
+    """A single cotangent of ones for a value: ``[1, B, ...]``, shared by the samples."""
+    shape = linearization.shapes[value]
+    return linearization.like.new_ones(1, 1, *shape[1:]).expand(1, *shape)
 
 
 # A stack of cotangents, swept in chunks.

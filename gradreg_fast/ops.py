@@ -18,7 +18,7 @@ from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import Mlp, kernel_for
-from gradreg_fast.rules.base import Rule, elements, per_sample
+from gradreg_fast.rules.base import Rule, elements, is_channels_last, per_sample
 
 Cotangent = Tensor | Callable[[Linearization], Tensor] | None
 """The cotangents ``[K, B, ...]`` of the seed; None for ones, ``K = 1``; or a function that makes constant ones."""
@@ -308,8 +308,7 @@ def seeds_of(linearization: Linearization, cotangent: Cotangent) -> Tensor:
     if callable(cotangent) and not isinstance(cotangent, Tensor):
         return cotangent(linearization)
     if cotangent is None:
-        shape = linearization.shapes[linearization.graph.seed]
-        return linearization.like.new_ones((1, 1, *shape[1:])).expand(1, *shape)
+        return contraction.ones_seed(linearization, linearization.graph.seed)
     check_cotangent(cotangent, linearization)
     return cotangent
 
@@ -326,8 +325,7 @@ def random_units(n: int, generator: torch.Generator | None) -> Callable[[Lineari
 
 def laid_out_like(result: Tensor, x: Tensor) -> Tensor:
     """The result contiguous, unless x has its channels last: the rules choose their own layouts inside."""
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return result if last else result.contiguous()
+    return result if is_channels_last(x) else result.contiguous()
 
 
 def unit(stack: Tensor) -> Tensor:
