@@ -56,7 +56,6 @@ class Graph:
         slots: the parameters and buffers of all nodes, each once.
         output: the value that the network returns.
         seed: the value whose cotangent is given: the output, or a head on top of it (loss, softmax).
-        heads: how many tensors (a loss's target) the caller appends to the slots' tensors.
         plans: the planner's memory.
     """
 
@@ -64,7 +63,6 @@ class Graph:
     slots: tuple[Slot, ...]
     output: int
     seed: int
-    heads: int = 0
     plans: dict = field(default_factory=dict, compare=False, repr=False)
     _with_head: dict = field(default_factory=dict, compare=False, repr=False)
     _needs: dict = field(default_factory=dict, compare=False, repr=False)
@@ -82,9 +80,7 @@ class Graph:
             return self._with_head[rule]
         slots = tuple(range(len(self.slots), len(self.slots) + tensors))
         node = Node(type(rule).__name__, rule, (self.output,), slots)
-        graph = replace(
-            self, nodes=(*self.nodes, node), seed=len(self.nodes), heads=tensors, plans={}, _with_head={}, _needs={}
-        )
+        graph = replace(self, nodes=(*self.nodes, node), seed=len(self.nodes), plans={}, _with_head={}, _needs={})
         if not isinstance(rule, Opaque):
             self._with_head[rule] = graph
         return graph
