@@ -25,7 +25,8 @@ struct Vector {
         return v;
     }
     static GRADREG_FAST_INLINE void store(Number* to, T v) { __builtin_memcpy(to, &v, Bytes); }
-    static GRADREG_FAST_INLINE T broadcast(Number value) { return T{} + value; }
+    // minus zero changes no value, so that this is a single load; plus zero would be an addition (-0 + 0 = 0)
+    static GRADREG_FAST_INLINE T broadcast(Number value) { return value - T{}; }
 
     static GRADREG_FAST_INLINE Number sum(T v) {
         if constexpr (Bytes > 16) {  // in halves, always in the same order
