@@ -4,16 +4,21 @@
 
 STABLE_TORCH_LIBRARY(gradreg_fast, library) {
     // Sweeps 1 and 2 of a fully connected network. Layer l has kinds[l] and settings[2 l], settings[2 l + 1]
-    // (activation.h). x [B, d], cotangent [stack, B, n] or None for ones; unit_seed: see cpu/mlp.h; keep: whether
-    // push_adjoint follows. Returns y [B, n], g [stack, B, d] and what was kept.
+    // (activation.h). x [B, d]; cotangent [stack, B, n] or None for ones; a loss (cpu/mlp.h) on top makes the cotangent
+    // from its target, classes [B] or values [B, n]; offset [stack, B, d] or None is subtracted from g; unit_seed: see
+    // cpu/mlp.h; keep: whether push_adjoint follows. Returns y [B, n], g [stack, B, d], its squared norms [B] and what
+    // was kept.
     library.def(
-        "mlp_forward_pull(Tensor x, Tensor? cotangent, Tensor[] weights, Tensor?[] biases, int[] kinds, "
-        "float[] settings, int stack, bool unit_seed, bool keep) -> (Tensor, Tensor, Tensor)");
-    // Sweeps 3 and 4. ybar [B, n] and gbar [stack, B, d]: None where nothing depends on y or on g.
-    // wanted: a flag for each of x, cotangent, W_1, b_1, W_2, ...; returns the wanted gradients in this order.
+        "mlp_forward_pull(Tensor x, Tensor? cotangent, Tensor? target, Tensor? offset, Tensor[] weights, "
+        "Tensor?[] biases, int[] kinds, float[] settings, int loss, int stack, bool unit_seed, bool keep) -> "
+        "(Tensor, Tensor, Tensor, Tensor)");
+    // Sweeps 3 and 4. ybar [B, n] and gbar [stack, B, d]: None where nothing depends on y or on g. With norm_weights
+    // [B], the norms' adjoint, gbar is g instead. wanted: a flag for each of x, cotangent, W_1, b_1, W_2, ...; returns
+    // the wanted gradients in this order.
     library.def(
-        "mlp_push_adjoint(Tensor x, Tensor? cotangent, Tensor kept, Tensor[] weights, int[] kinds, float[] settings, "
-        "int stack, bool unit_seed, Tensor? ybar, Tensor? gbar, int[] wanted) -> Tensor[]");
+        "mlp_push_adjoint(Tensor x, Tensor? cotangent, Tensor? target, Tensor kept, Tensor[] weights, int[] kinds, "
+        "float[] settings, int loss, int stack, bool unit_seed, Tensor? ybar, Tensor? gbar, Tensor? norm_weights, "
+        "int[] wanted) -> Tensor[]");
     // phi, phi' and phi'' of an activation at z.
     library.def("activation(Tensor z, int kind, float[] settings) -> (Tensor, Tensor, Tensor)");
 }

@@ -107,19 +107,35 @@ def register_fakes(module: ModuleType) -> None:
     ops = torch.library
 
     @ops.register_fake("gradreg_fast::mlp_forward_pull")
-    def forward_pull(x, cotangent, weights, biases, kinds, settings, stack, unit_seed, keep):
-        lanes = module.lanes(x.element_size())
+    def forward_pull(x, cotangent, target, offset, weights, biases, kinds, settings, loss, stack, unit_seed, keep):
+        lanes, panel = module.lanes(x.element_size()), 256 // x.element_size()
         B, count = x.shape[0], 0
         for weight in weights:
             n, d = weight.shape
             width = -(-n // lanes) * lanes
             padded = -(-d // lanes) * lanes
-            count += (n * padded if padded != d else 0) + d * width + width
+            count += (n * padded if padded != d or d > panel else 0) + d * width + width
             count += B * (1 + stack) * width if keep else 0
-        return x.new_empty(B, len(weights[-1])), x.new_empty(stack, *x.shape), x.new_empty(count)
+        y, g = x.new_empty(B, len(weights[-1])), x.new_empty(stack, *x.shape)
+        return y, g, x.new_empty(B), x.new_empty(count)
 
     @ops.register_fake("gradreg_fast::mlp_push_adjoint")
-    def push_adjoint(x, cotangent, kept, weights, kinds, settings, stack, unit_seed, ybar, gbar, wanted):
+    def push_adjoint(
+        x,
+        cotangent,
+        target,
+        kept,
+        weights,
+        kinds,
+        settings,
+        loss,
+        stack,
+        unit_seed,
+        ybar,
+        gbar,
+        norm_weights,
+        wanted,
+    ):
         shapes = [x.shape, (stack, x.shape[0], len(weights[-1]))]
         for weight in weights:
             shapes += [weight.shape, weight.shape[:1]]

@@ -18,9 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gradreg_fast import contraction, ops
+from gradreg_fast import ops
 from gradreg_fast.engine import Linearization
-from gradreg_fast.rules.base import elements
 from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, Softmax
 from gradreg_fast.rules.opaque import Opaque
 
@@ -174,7 +173,7 @@ def spectral_projection(
     """
     check_reduction(reduction)
     graph, tensors = ops.prepare(model, x)
-    y, norms = ops.sqnorm(graph, tensors, x, ops.random_units(1, generator))
+    y, norms = ops.sqnorm(graph, tensors, x, ops.RandomUnits(1, generator))
     return y, reduced(norms, reduction)
 
 
@@ -369,7 +368,7 @@ def jacobian_spectral_norm(
     if vector is not None:
         ops.check_floating(vector, "vector")
     graph, tensors = ops.prepare(model, x)
-    draw = ops.random_units(1, generator)
+    draw = ops.RandomUnits(1, generator)
 
     def iterate(linearization: Linearization) -> Tensor:
         if vector is None:
@@ -421,15 +420,8 @@ def gradient_matching(
             f"got {tuple(target_gradient.shape)}"
         )
 
-    def units(linearization: Linearization) -> Tensor:
-        outputs = linearization.shapes[graph.seed][1:].numel()
-        if outputs != K:
-            raise ValueError(f"target_gradient must be for all {outputs} outputs of the model, got it for {K}")
-        return contraction.unit_seeds(linearization, graph.seed)
-
-    y, g = ops.stacked_vjp(graph, tensors, x, units)  # [K, B, ...]
-    target = target.transpose(0, 1)
-    return y, reduced(elements(g - target).square().sum((0, 2)), reduction)
+    y, distances = ops.jacobian_distance(graph, tensors, x, target.transpose(0, 1))
+    return y, reduced(distances, reduction)
 
 
 def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from gradreg_fast.backend import available, current
+from gradreg_fast.context import closed_form, differentiable, requested
 from gradreg_fast.graph import Graph
 from gradreg_fast.rules import activation
 from gradreg_fast.rules.base import Rule
 from gradreg_fast.rules.linear import Linear
+from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
+from gradreg_fast.rules.shape import Reshape
 
 KINDS: dict[type[Rule], tuple[int, Callable[[Rule], tuple[float, float]]]] = {
     activation.ReLU: (1, lambda rule: (0.0, 0.0)),
@@ -30,6 +33,9 @@ KINDS: dict[type[Rule], tuple[int, Callable[[Rule], tuple[float, float]]]] = {
     activation.Sine: (9, lambda rule: (rule.frequency, 0.0)),
 }
 """An activation's number in csrc/common/activation.h and its settings; 0 is the identity, 7 the GELU that is exact."""
+
+LOSSES: dict[type[Rule], int] = {CrossEntropy: 1, MeanSquaredError: 2, BinaryCrossEntropy: 3}
+"""A loss's number in csrc/cpu/mlp.h; 0 is none."""
 
 STRAIGHT = (0, 1, 2)  # kinds without curvature
 
@@ -46,49 +52,130 @@ class Mlp:
     """A network of fully connected layers, each with an activation or none.
 
     Attributes:
+        before: reshapes of the input.
         weights: slots of the layers' weights.
         biases: slots of their biases; None for none.
         kinds: numbers of their activations.
         settings: two numbers a layer.
-        curvature_free: piecewise linear.
+        after: reshapes of the output.
+        loss: number of the loss on top; 0 for none.
+        target: slot of the loss's target.
+        curvature_free: piecewise linear, loss included.
     """
 
+    before: tuple[Callable[[Tensor], Tensor], ...]
     weights: tuple[int, ...]
     biases: tuple[int | None, ...]
     kinds: tuple[int, ...]
     settings: tuple[float, ...]
+    after: tuple[Callable[[Tensor], Tensor], ...]
+    loss: int
+    target: int | None
     curvature_free: bool
 
+    def outputs(self, tensors: Sequence[Tensor | None]) -> int:
+        """How many outputs a sample has, or the loss on top of them."""
+        return 1 if self.loss else len(tensors[self.weights[-1]])
+
+    def output_shape(self, x: Tensor, tensors: Sequence[Tensor | None]) -> torch.Size:
+        """Of what the network returns."""
+        return _through(self.after, x.new_empty(len(x), len(tensors[self.weights[-1]]), device="meta")).shape
+
+    def value_and_vjp(
+        self, x: Tensor, cotangent: Tensor | None, tensors: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """y and ``g^k = J^T c^k``, differentiable once more.
+
+        Args:
+            x: ``[B, ...]``.
+            cotangent: ``[K, B, ...]``, shaped like the output; None for ones.
+            tensors: the graph's.
+
+        Returns:
+            y ``[B, ...]`` and g ``[K, B, ...]``.
+        """
+        y, g = self._apply(x, cotangent, None, tensors, measured=False)
+        return y, g if x.dim() == 2 else g.reshape(-1, *x.shape)
+
+    def value_and_sqnorm(
+        self, x: Tensor, cotangent: Tensor | None, offset: Tensor | None, tensors: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """y and ``sum_k ||J^T c^k - offset^k||^2``, differentiable once more but for the cotangent and the offset.
+
+        Args:
+            x: ``[B, ...]``.
+            cotangent: ``[K, B, ...]``, shaped like the output; None for ones.
+            offset: ``[K, B, ...]``; None for zero.
+            tensors: the graph's.
+
+        Returns:
+            y ``[B, ...]`` and the norms ``[B]``.
+        """
+        if offset is not None:
+            offset = offset.flatten(2)
+        return self._apply(x, cotangent, offset, tensors, measured=True)
+
+    def _apply(self, x, cotangent, offset, tensors, measured):
+        stack = 1 if cotangent is None else len(cotangent)
+        if cotangent is not None and cotangent.dim() != 3:
+            cotangent = cotangent.reshape(stack, len(x), -1)
+        x = _through(self.before, x)
+        if any(map(differentiable, (x, cotangent, *tensors))):
+            y, result = _Sweeps.apply(self, measured, offset, x, cotangent, *tensors)
+        else:
+            y, g, norms, _ = self.forward_pull(x, cotangent, offset, tensors, stack, keep=False)
+            result = norms if measured else g
+        return _through(self.after, y), result
+
     def forward_pull(
-        self, x: Tensor, cotangent: Tensor | None, tensors: Sequence[Tensor | None], stack: int, *, keep: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        x: Tensor,
+        cotangent: Tensor | None,
+        offset: Tensor | None,
+        tensors: Sequence[Tensor | None],
+        stack: int,
+        *,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Sweeps 1 and 2.
 
         Args:
             x: ``[B, d]``.
             cotangent: ``[K, B, n]``; None for ones.
+            offset: ``[K, B, d]``, subtracted from g; None for zero.
             tensors: the graph's.
             stack: K.
             keep: whether `push_adjoint` follows.
 
         Returns:
-            y ``[B, n]``, g ``[K, B, d]`` and what `push_adjoint` needs.
+            y ``[B, n]``, g ``[K, B, d]``, its squared norms ``[B]`` and what `push_adjoint` needs.
         """
         weights = [tensors[slot] for slot in self.weights]
         biases = [None if slot is None else tensors[slot] for slot in self.biases]
-        unit_seed = self.unit_seed(weights, stack)
         return torch.ops.gradreg_fast.mlp_forward_pull(
-            x, cotangent, weights, biases, self.kinds, self.settings, stack, unit_seed, keep
+            x,
+            cotangent,
+            self.target_of(tensors),
+            offset,
+            weights,
+            biases,
+            self.kinds,
+            self.settings,
+            self.loss,
+            stack,
+            self.unit_seed(weights, stack),
+            keep,
         )
 
     def push_adjoint(
         self,
         x: Tensor,
         cotangent: Tensor | None,
+        target: Tensor | None,
         kept: Tensor,
         weights: Sequence[Tensor],
         stack: int,
-        adjoints: tuple[Tensor | None, Tensor | None],
+        adjoints: tuple[Tensor | None, Tensor | None, Tensor | None],
         wanted: Sequence[bool],
     ) -> list[Tensor | None]:
         """Sweeps 3 and 4.
@@ -96,73 +183,132 @@ class Mlp:
         Args:
             x: as given to `forward_pull`.
             cotangent: as given to it.
+            target: `target_of` what was given to it.
             kept: as returned by it.
             weights: of each layer.
             stack: as given to it.
-            adjoints: of y and g; None where nothing depends on them.
+            adjoints: of y and g, and of the norms: with these the second is g itself; None where nothing depends on it.
             wanted: whether to compute the gradients of x, of the cotangent and of the tensor in each slot.
 
         Returns:
             These gradients; None where not wanted, or zero.
         """
         slots = [slot for pair in zip(self.weights, self.biases, strict=True) for slot in pair]
-        # where nothing depends on y, only the curvature of an activation above reaches a bias or x
+        # where nothing depends on y, only the curvature of an activation above, or of the loss, reaches a bias or x
         bent = [layer for layer, kind in enumerate(self.kinds) if kind not in STRAIGHT]
-        highest = len(self.kinds) if adjoints[0] is not None else max(bent, default=-1)
+        highest = len(self.kinds) if adjoints[0] is not None or self.loss else max(bent, default=-1)
         reached = [True, True] * (highest + 1) + [True, False] * (len(self.kinds) - highest - 1)
         flags = [wanted[0] and highest >= 0, wanted[1] and adjoints[1] is not None]
         flags += [slot is not None and wanted[2 + slot] and there for slot, there in zip(slots, reached, strict=False)]
-        results = torch.ops.gradreg_fast.mlp_push_adjoint(
-            x,
-            cotangent,
-            kept,
-            weights,
-            self.kinds,
-            self.settings,
-            stack,
-            self.unit_seed(weights, stack),
-            *adjoints,
-            flags,
+        results = iter(
+            torch.ops.gradreg_fast.mlp_push_adjoint(
+                x,
+                cotangent,
+                target,
+                kept,
+                weights,
+                self.kinds,
+                self.settings,
+                self.loss,
+                stack,
+                self.unit_seed(weights, stack),
+                *adjoints,
+                flags,
+            )
         )
-        results = iter(results)
         gradients: list[Tensor | None] = [None] * len(wanted)
         for place, flag in zip((0, 1, *(2 + (slot or 0) for slot in slots)), flags, strict=True):
             if flag:
                 gradients[place] = next(results)
         return gradients
 
-    def outputs(self, tensors: Sequence[Tensor | None]) -> int:
-        """How many outputs a sample has."""
-        return len(tensors[self.weights[-1]])
+    def unit_seed(self, weights: Sequence[Tensor], stack: int) -> bool:
+        """Whether adjoints are cotangents, scaled: one output, piecewise linear; kept are those of a unit seed."""
+        return self.curvature_free and stack == 1 and len(weights[-1]) == 1
 
-    def takes(self, cotangent: object, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
-        """Whether this is a stack of cotangents as `forward_pull` wants it; if not, PyTorch lines say what is wrong."""
+    def target_of(self, tensors: Sequence[Tensor | None]) -> Tensor | None:
+        """The loss's target as kernels take it: class indices ``[B]`` or values ``[B, n]``."""
+        if not self.loss:
+            return None
+        target, last = tensors[self.target], tensors[self.weights[-1]]
+        if not target.is_floating_point() and self.loss == LOSSES[CrossEntropy]:
+            return target.long()
+        return target.to(last.dtype).view(-1, len(last))
+
+    def takes_target(self, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
+        """Whether the loss's target, if there is one, fits; if not, PyTorch lines say what is wrong."""
+        if not self.loss:
+            return True
+        target, shape = tensors[self.target], self.output_shape(x, tensors)
+        if self.loss != LOSSES[CrossEntropy]:
+            return target.shape == shape or target.numel() == shape.numel() == len(x)
+        if target.is_floating_point():
+            return len(shape) == 2 and target.shape == shape
+        indices = len(shape) == 2 and target.shape == shape[:1] and target.dtype != torch.bool
+        return indices and bool(not len(target) or target.max() < shape[1])
+
+    def takes(self, cotangent: Tensor, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
+        """Whether this is a stack of cotangents that fits; if not, PyTorch lines say what is wrong."""
         return (
-            isinstance(cotangent, Tensor)
-            and cotangent.shape[1:] == (len(x), self.outputs(tensors))
+            not self.loss
+            and cotangent.shape[1:] == self.output_shape(x, tensors)
             and cotangent.dtype == x.dtype
             and cotangent.device == x.device
         )
 
-    def unit_seed(self, weights: Sequence[Tensor], stack: int) -> bool:
-        """Whether adjoints are cotangents, scaled: one output, piecewise linear; kept are those of a unit seed."""
-        return self.curvature_free and stack == 1 and len(weights[-1]) == 1
+
+class _Sweeps(torch.autograd.Function):
+    """y and g, or the squared norms of g if `measured`."""
+
+    @staticmethod
+    def forward(ctx, mlp, measured, offset, x, cotangent, *tensors):
+        ctx.set_materialize_grads(False)
+        ctx.mlp, ctx.measured, ctx.stack = mlp, measured, 1 if cotangent is None else len(cotangent)
+        ctx.is_tensor = [
+            *(False, False, offset is not None, True, cotangent is not None),
+            *(tensor is not None for tensor in tensors),
+        ]
+        y, g, norms, kept = mlp.forward_pull(x, cotangent, offset, tensors, ctx.stack, keep=True)
+        weights = [tensors[slot] for slot in mlp.weights]
+        ctx.save_for_backward(x, cotangent, mlp.target_of(tensors), kept, g if measured else None, *weights)
+        return y, norms if measured else g
+
+    @staticmethod
+    @closed_form
+    def backward(ctx, ybar, bar):
+        x, cotangent, target, kept, g, *weights = ctx.saved_tensors
+        wanted = requested(ctx, 3)
+        if ybar is None and bar is None:
+            return (None,) * (3 + len(wanted))
+        adjoints = (ybar, None if bar is None else g, bar) if ctx.measured else (ybar, bar, None)
+        gradients = ctx.mlp.push_adjoint(x, cotangent, target, kept, weights, ctx.stack, adjoints, wanted)
+        return None, None, None, *gradients
+
+
+def _through(functions: Sequence[Callable[[Tensor], Tensor]], tensor: Tensor) -> Tensor:
+    for function in functions:
+        tensor = function(tensor)
+    return tensor
 
 
 def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp | None:
     """The network as kernels take it, if one serves this graph at this input and the backend's choice allows it."""
     mlp = mlp_of(graph)
-    if mlp is None or x.device.type != "cpu" or x.dim() != 2 or x.dtype not in CROSSOVER:
-        return None
-    matrices = [tensors[slot] for slot in mlp.weights]
-    if any(weight.dtype != x.dtype for weight in matrices) or x.shape[1] != matrices[0].shape[1]:
-        return None  # the PyTorch lines say what is wrong
-    if any(type(tensor) is not torch.nn.Parameter and type(tensor) is not Tensor for tensor in (x, *matrices)):
+    if mlp is None or x.device.type != "cpu" or x.dtype not in CROSSOVER:
         return None
     choice = current()
-    if choice == "torch" or (choice == "auto" and widest(matrices) > CROSSOVER[x.dtype]):
+    if choice == "torch":
         return None
-    return mlp if available() else None
+    matrices = [tensors[slot] for slot in mlp.weights]
+    rows = _through(mlp.before, x) if mlp.before else x
+    if rows.dim() != 2 or len(rows) != len(x) or rows.shape[1] != matrices[0].shape[1]:
+        return None  # the PyTorch lines say what is wrong
+    for tensor in (x, *matrices):
+        if tensor.dtype != x.dtype or (type(tensor) is not torch.nn.Parameter and type(tensor) is not Tensor):
+            return None
+    if choice == "auto" and widest(matrices) > CROSSOVER[x.dtype]:
+        return None
+    return mlp if available() and mlp.takes_target(x, tensors) else None
 
 
 def widest(matrices: Sequence[Tensor]) -> int:
@@ -178,30 +324,39 @@ def mlp_of(graph: Graph) -> Mlp | None:
 
 
 def _find_mlp(graph: Graph) -> Mlp | None:
-    weights, biases, kinds, settings = [], [], [], []
+    before, weights, biases, kinds, settings, after = [], [], [], [], [], []
     activated = True
-    for i, node in enumerate(graph.nodes):
-        if node is None:
-            continue
-        if node.inputs != (i - 1,) or node.extras or node.updated:
-            return None
-        if type(node.rule) is Linear:
+    nodes = graph.nodes[1:]
+    if any(node.inputs != (i,) or node.extras or node.updated for i, node in enumerate(nodes)):
+        return None
+    loss = 0
+    if graph.seed != graph.output:
+        loss = LOSSES.get(type(nodes[-1].rule), -1)
+        nodes, head = nodes[:-1], nodes[-1]
+    for node in nodes:
+        kind = type(node.rule)
+        if kind is Reshape:
+            (after if weights else before).append(node.rule.function)
+            activated = True
+        elif kind is Linear and not after:
             weights.append(node.slots[0])
             biases.append(node.slots[1])
             kinds.append(0)
             settings += [0.0, 0.0]
             activated = False
-        elif type(node.rule) in KINDS and not activated:
-            kind, settings_of = KINDS[type(node.rule)]
-            exact = type(node.rule) is activation.GELU and node.rule.approximate == "none"
-            kinds[-1] = kind - exact
+        elif kind in KINDS and not activated:
+            number, settings_of = KINDS[kind]
+            exact = kind is activation.GELU and node.rule.approximate == "none"
+            kinds[-1] = number - exact
             settings[-2:] = map(float, settings_of(node.rule))
             activated = True
         else:
             return None
     slots = [slot for slot in (*weights, *biases) if slot is not None]
     once = len(set(slots)) == len(slots)
-    ends = graph.seed == graph.output == len(graph.nodes) - 1
+    ends = graph.output == len(nodes) and graph.seed == len(graph.nodes) - 1 and loss >= 0
     if not (ends and once and 0 < len(weights) <= MAX_DEPTH):
         return None
-    return Mlp(tuple(weights), tuple(biases), tuple(kinds), tuple(settings), graph.curvature_free)
+    target = head.slots[0] if loss else None
+    parts = (tuple(part) for part in (before, weights, biases, kinds, settings, after))
+    return Mlp(*parts, loss, target, graph.curvature_free)

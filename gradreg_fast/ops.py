@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from gradreg_fast.context import closed_form, differentiable, requested, restore
 from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
-from gradreg_fast.mlp import Mlp, kernel_for
+from gradreg_fast.mlp import kernel_for
 from gradreg_fast.rules.base import Rule, elements, is_channels_last, per_sample
 
 Cotangent = Tensor | Callable[[Linearization], Tensor] | None
@@ -95,16 +96,11 @@ def prepare(model: nn.Module, x: Tensor, head: Rule | None = None, *targets: Ten
 
 def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor]:
     """y and ``g^k = J^T c^k``: ``[K, B, ...]``."""
-    wanted = wanted_now(tensors)
     given = cotangent if isinstance(cotangent, Tensor) else None
     mlp = kernel_for(graph, x, tensors)
-    if mlp is not None:
-        stack = cotangent
-        if cotangent is not None and given is None:  # it asks for the output's shape and dtype only
-            shapes = {graph.seed: torch.Size((len(x), mlp.outputs(tensors)))}
-            stack = cotangent(Linearization(graph, [], [], shapes, x.new_empty(0)))
-        if stack is None or mlp.takes(stack, x, tensors):
-            return mlp_vjp(mlp, tensors, x, stack)
+    if mlp is not None and (cotangent is None or (given is not None and mlp.takes(given, x, tensors))):
+        return mlp.value_and_vjp(x, given, tensors)
+    wanted = wanted_now(tensors)
     with buffers_restored_on_error(graph, tensors):
         if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
             y, linearization = linearize(graph, x, tensors)
@@ -126,14 +122,32 @@ def sqnorm(
     """
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1:
-        y, g = mlp_vjp(mlp, tensors, x, None)
-        return y, g[0].square().sum(1)
+        return mlp.value_and_sqnorm(x, None, None, tensors)
+    if mlp is not None and isinstance(cotangents, RandomUnits):
+        return mlp.value_and_sqnorm(x, cotangents.draw(mlp.output_shape(x, tensors), x), None, tensors)
     wanted = wanted_now(tensors)
     with buffers_restored_on_error(graph, tensors):
         if not (any(wanted) or differentiable(x)):
             y, linearization = linearize(graph, x, tensors)
             return laid_out_like(y, x), _norms(linearization, cotangents, one_output, None)[0]
         return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, x, *tensors)
+
+
+def jacobian_distance(graph: Graph, tensors: list, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """y and ``||J - target||_F^2`` of each sample, ``[B]``, with target ``[K, B, ...]`` for K outputs."""
+    K = len(target)
+
+    def units(linearization: Linearization) -> Tensor:
+        outputs = planner.width(linearization, graph.seed)
+        if outputs != K:
+            raise ValueError(f"target_gradient must be for all {outputs} outputs of the model, got it for {K}")
+        return contraction.unit_seeds(linearization, graph.seed)
+
+    mlp = kernel_for(graph, x, tensors)
+    if mlp is not None and mlp.outputs(tensors) == K == 1 and target.dtype == x.dtype and not differentiable(target):
+        return mlp.value_and_sqnorm(x, None, target, tensors)
+    y, g = stacked_vjp(graph, tensors, x, units)
+    return y, elements(g - target).square().sum((0, 2))
 
 
 @contextmanager
@@ -156,8 +170,24 @@ def sqnorm_or_estimate(
         return sqnorm(graph, tensors, x)
     if not isinstance(projections, int) or isinstance(projections, bool) or projections < 1:
         raise ValueError(f"projections must be a positive integer or None, got {projections!r}")
-    y, norms = sqnorm(graph, tensors, x, random_units(projections, generator))
+    y, norms = sqnorm(graph, tensors, x, RandomUnits(projections, generator))
     return y, norms * (y[0].numel() / projections if len(y) else 0)
+
+
+@dataclass(frozen=True)
+class RandomUnits:
+    """Draws n random directions a sample, uniform on the unit sphere of its outputs: ``[n, B, ...]``."""
+
+    n: int
+    generator: torch.Generator | None
+
+    def __call__(self, linearization: Linearization) -> Tensor:
+        """Cotangents of the seed."""
+        return self.draw(linearization.shapes[linearization.graph.seed], linearization.like)
+
+    def draw(self, shape: torch.Size, like: Tensor) -> Tensor:
+        """Cotangents of outputs of this shape, with the dtype and device of `like`."""
+        return unit(torch.randn(self.n, *shape, dtype=like.dtype, device=like.device, generator=self.generator))
 
 
 class _ValueAndVjp(torch.autograd.Function):
@@ -244,37 +274,6 @@ class _ValueAndSqnorm(torch.autograd.Function):
         return None, None, None, None, xbar if x_wanted else None, *terms.totals
 
 
-def mlp_vjp(mlp: Mlp, tensors: list, x: Tensor, cotangent: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`stacked_vjp` by compiled kernels."""
-    if any(map(differentiable, (x, cotangent, *tensors))):
-        return _MlpValueAndVjp.apply(mlp, x, cotangent, *tensors)
-    stack = 1 if cotangent is None else len(cotangent)
-    return mlp.forward_pull(x, cotangent, tensors, stack, keep=False)[:2]
-
-
-class _MlpValueAndVjp(torch.autograd.Function):
-    """`_ValueAndVjp` of a network that compiled kernels take as a whole."""
-
-    @staticmethod
-    def forward(ctx, mlp, x, cotangent, *tensors):
-        ctx.set_materialize_grads(False)
-        ctx.mlp = mlp
-        ctx.stack = 1 if cotangent is None else len(cotangent)
-        ctx.is_tensor = [False, True, cotangent is not None, *(tensor is not None for tensor in tensors)]
-        y, g, kept = mlp.forward_pull(x, cotangent, tensors, ctx.stack, keep=True)
-        ctx.save_for_backward(x, cotangent, kept, *(tensors[slot] for slot in mlp.weights))
-        return y, g
-
-    @staticmethod
-    @closed_form
-    def backward(ctx, ybar, gbar):
-        x, cotangent, kept, *weights = ctx.saved_tensors
-        wanted = requested(ctx, 1)
-        if ybar is None and gbar is None:
-            return (None,) * (1 + len(wanted))
-        return None, *ctx.mlp.push_adjoint(x, cotangent, kept, weights, ctx.stack, (ybar, gbar), wanted)
-
-
 def _norms(linearization, cotangents, one_output, keep):
     """Norms, plan and state of `contraction.squared_norm`."""
     seed = linearization.graph.seed
@@ -311,16 +310,6 @@ def seeds_of(linearization: Linearization, cotangent: Cotangent) -> Tensor:
         return contraction.ones_seed(linearization, linearization.graph.seed)
     check_cotangent(cotangent, linearization)
     return cotangent
-
-
-def random_units(n: int, generator: torch.Generator | None) -> Callable[[Linearization], Tensor]:
-    """What draws n random directions a sample, uniform on the unit sphere of its outputs: ``[n, B, ...]``."""
-
-    def draw(linearization: Linearization) -> Tensor:
-        shape, like = linearization.shapes[linearization.graph.seed], linearization.like
-        return unit(torch.randn(n, *shape, dtype=like.dtype, device=like.device, generator=generator))
-
-    return draw
 
 
 def laid_out_like(result: Tensor, x: Tensor) -> Tensor:

@@ -135,6 +135,7 @@ struct Network {
 
     int64_t depth() const { return int64_t(weights.size()); }
     int64_t outputs() const { return weights.back().size(0); }
+    int64_t element_size() const { return type == ScalarType::Float ? 4 : 8; }
 };
 
 // Where a layer's packed parameters and kept values are in one piece of memory.
@@ -143,6 +144,7 @@ struct Places {
     int64_t total = 0;
 
     Places(const Network& network, int64_t lanes, int64_t rows, int64_t stack, bool keep) {
+        const int64_t panel = 256 / network.element_size();  // one panel without a ragged end is the matrix itself
         const auto take = [this](int64_t count, bool present) {
             const int64_t place = present ? total : -1;
             if (present) total += count;
@@ -151,7 +153,7 @@ struct Places {
         for (const Tensor& matrix : network.weights) {
             const int64_t outputs = matrix.size(0), inputs = matrix.size(1);
             const int64_t output_stride = round_up(outputs, lanes), input_stride = round_up(inputs, lanes);
-            weight.push_back(take(outputs * input_stride, input_stride != inputs));
+            weight.push_back(take(outputs * input_stride, input_stride != inputs || inputs > panel));
             transposed.push_back(take(inputs * output_stride, true));
             bias.push_back(take(output_stride, true));
             state.push_back(take(rows * output_stride, keep));
@@ -176,50 +178,38 @@ std::vector<Layer<T>> layers_of(const Network& network, const Places& places, in
     return layers;
 }
 
-// Write the packed parameters: padded rows, transposed weights, biases.
+// Write the packed parameters: panels of weights and of transposed weights, biases.
 template <class T>
 void pack(const Network& network, const std::vector<Optional>& biases, const Places& places, int64_t lanes, T* memory) {
     for (int64_t l = 0; l < network.depth(); ++l) {
         const int64_t outputs = network.weights[l].size(0), inputs = network.weights[l].size(1);
-        const int64_t output_stride = round_up(outputs, lanes), input_stride = round_up(inputs, lanes);
         const T* weight = data<T>(network.weights[l]);
-        if (places.weight[l] >= 0)
-            for (int64_t i = 0; i < outputs; ++i) {
-                T* row = memory + places.weight[l] + i * input_stride;
-                std::fill(std::copy_n(weight + i * inputs, inputs, row), row + input_stride, T(0));
-            }
-        T* transposed = memory + places.transposed[l];
-        if (output_stride != outputs) std::fill_n(transposed, inputs * output_stride, T(0));
-        kernels<T>().transpose(weight, outputs, inputs, inputs, transposed, output_stride);
+        if (places.weight[l] >= 0) kernels<T>().pack(weight, outputs, inputs, false, memory + places.weight[l]);
+        kernels<T>().pack(weight, inputs, outputs, true, memory + places.transposed[l]);
         T* bias = memory + places.bias[l];
         T* end = biases[l] ? std::copy_n(data<T>(biases[l]), outputs, bias) : bias;
-        std::fill(end, bias + output_stride, T(0));
+        std::fill(end, bias + round_up(outputs, lanes), T(0));
     }
 }
 
-constexpr int64_t tile_bytes = 2 << 20;   // of scratch; 48 rows, or 24, fill the register blocks of product.h
+constexpr int64_t tile_rows = 48;         // fill the register blocks of product.h, and leave the tile in cache
 constexpr int64_t thread_work = 1 << 18;  // multiplications that pay for waking a thread
 
-// How a batch is split: a function of the sizes and the number of threads alone, so that sums are reproducible.
+// How a batch is split: into tiles by the stack's size alone, for both operations must agree; whole tiles to threads by
+// the sizes and the number of threads, so that sums are reproducible.
 struct Split {
-    int64_t threads, rows_each, tile, scratch;
+    int64_t tile, threads, rows_each;
 
-    // bytes_of(tile): scratch memory of one thread.
-    template <class ScratchOf>
-    Split(const Network& network, int64_t rows, int64_t stack, int64_t element, ScratchOf&& scratch_of) {
+    Split(const Network& network, int64_t rows, int64_t stack)
+        : tile(std::max<int64_t>(tile_rows / std::max<int64_t>(stack, 1), 8)) {
         int64_t weights = 0;
         for (const Tensor& weight : network.weights)
             weights += weight.size(0) * weight.size(1);
         const int64_t work = rows * std::max<int64_t>(stack, 1) * weights;
-        const int64_t workers = std::min<int64_t>(torch::stable::get_num_threads(), work / thread_work);
-        tile = 48;
-        while (tile > 12 && scratch_of(tile) * element > tile_bytes)
-            tile /= 2;
-        rows_each = round_up((rows + std::max<int64_t>(workers, 1) - 1) / std::max<int64_t>(workers, 1), 8);
-        rows_each = std::max<int64_t>(rows_each, 8);
+        const int64_t workers =
+            std::max<int64_t>(std::min<int64_t>(torch::stable::get_num_threads(), work / thread_work), 1);
+        rows_each = std::max<int64_t>(round_up((rows + workers - 1) / workers, tile), tile);
         threads = std::max<int64_t>((rows + rows_each - 1) / rows_each, 1);
-        tile = std::min(tile, rows_each);
-        scratch = round_up(scratch_of(tile), 64);
     }
 
     // Call function(thread, begin, end) for each part of the rows.
@@ -235,38 +225,70 @@ struct Split {
     }
 };
 
+// A loss's target as kernels take it; checked.
+struct CheckedTarget {
+    Loss loss;
+    Optional tensor;
+
+    CheckedTarget(int64_t number, const Optional& given, int64_t rows, int64_t outputs, ScalarType type)
+        : loss(Loss(number)), tensor(as_contiguous(given)) {
+        STD_TORCH_CHECK(number >= 0 && number < int64_t(Loss::Count), "unknown loss ", number);
+        STD_TORCH_CHECK((loss == Loss::None) == !tensor, "a loss, and nothing else, has a target");
+        if (has_classes())
+            check_shape(tensor, {rows}, ScalarType::Long, "target");
+        else
+            check_shape(tensor, {rows, outputs}, type, "target");
+    }
+
+    bool has_classes() const {
+        return tensor && loss == Loss::CrossEntropy && tensor->scalar_type() == ScalarType::Long;
+    }
+
+    template <class T>
+    Target<T> as() const {
+        if (has_classes()) return {loss, data<int64_t>(tensor), nullptr};
+        return {loss, nullptr, data<T>(tensor)};
+    }
+};
+
 template <class T>
-void run_forward(const Network& network, const Tensor& x, const Optional& cotangent,
-                 const std::vector<Optional>& biases, const Places& places, int64_t stack, bool unit_seed, Tensor& y,
-                 Tensor& g, Tensor& kept) {
+void run_forward(const Network& network, const Tensor& x, const Optional& cotangent, const CheckedTarget& target,
+                 const Optional& offset, const std::vector<Optional>& biases, const Places& places, int64_t stack,
+                 bool unit_seed, Tensor& y, Tensor& g, Tensor& norms, Tensor& kept) {
     const MlpKernels<T>& kernel = kernels<T>();
     T* memory = mutable_data<T>(kept);
     pack<T>(network, biases, places, kernel.lanes, memory);
     const std::vector<Layer<T>> layers = layers_of<T>(network, places, kernel.lanes, memory);
     const int64_t rows = x.size(0);
     const ForwardPull<T> problem{
-        layers.data(),      network.depth(),   rows, stack, unit_seed, data<T>(x), data<T>(cotangent),
-        mutable_data<T>(y), mutable_data<T>(g)};
-    const auto scratch_of = [&](int64_t tile) { return kernel.forward_scratch(problem, tile); };
-    const Split split(network, rows, stack, sizeof(T), scratch_of);
-    const Scratch<T> scratch(split.threads * split.scratch);
+        layers.data(),      network.depth(),       rows,           stack,           unit_seed,
+        data<T>(x),         data<T>(cotangent),    target.as<T>(), data<T>(offset), mutable_data<T>(y),
+        mutable_data<T>(g), mutable_data<T>(norms)};
+    const Split split(network, rows, stack);
+    const int64_t each = round_up(kernel.forward_scratch(problem, split.tile), 64);
+    const Scratch<T> scratch(split.threads * each);
     T* const base = scratch.get();
     split.each(rows, [&](int64_t thread, int64_t begin, int64_t end) {
-        kernel.forward(problem, begin, end, split.tile, base + thread * split.scratch);
+        kernel.forward(problem, begin, end, split.tile, base + thread * each);
     });
 }
 
-std::tuple<Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional cotangent, std::vector<Tensor> weights,
-                                                    std::vector<Optional> biases, std::vector<int64_t> kinds,
-                                                    std::vector<double> settings, int64_t stack, bool unit_seed,
-                                                    bool keep) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional cotangent, Optional target,
+                                                            Optional offset, std::vector<Tensor> weights,
+                                                            std::vector<Optional> biases, std::vector<int64_t> kinds,
+                                                            std::vector<double> settings, int64_t loss, int64_t stack,
+                                                            bool unit_seed, bool keep) {
     const Network network(x, weights, kinds, settings);
     const int64_t rows = x.size(0), outputs = network.outputs();
     x = as_contiguous(x);
     cotangent = as_contiguous(cotangent);
+    offset = as_contiguous(offset);
     check_shape(x, {rows, x.size(1)}, network.type, "x");
     check_shape(cotangent, {stack, rows, outputs}, network.type, "cotangent");
+    check_shape(offset, {stack, rows, x.size(1)}, network.type, "offset");
     STD_TORCH_CHECK(stack >= 0 && (!unit_seed || (stack == 1 && outputs == 1)), "wrong number of cotangents");
+    STD_TORCH_CHECK(loss == 0 || (stack == 1 && !cotangent && !unit_seed), "a loss makes the only cotangent");
+    const CheckedTarget checked(loss, target, rows, outputs, network.type);
     STD_TORCH_CHECK(biases.size() == weights.size(), "biases must have an entry for each layer");
     for (size_t l = 0; l < biases.size(); ++l) {
         biases[l] = as_contiguous(biases[l]);
@@ -276,10 +298,11 @@ std::tuple<Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional cotangent
     const Places places(network, single ? kernels<float>().lanes : kernels<double>().lanes, rows, stack, keep);
     Tensor y = torch::stable::new_empty(x, {rows, outputs});
     Tensor g = torch::stable::new_empty(x, {stack, rows, x.size(1)});
+    Tensor norms = torch::stable::new_empty(x, {rows});
     Tensor kept = torch::stable::new_empty(x, {places.total});
     const auto run = single ? run_forward<float> : run_forward<double>;
-    run(network, x, cotangent, biases, places, stack, unit_seed, y, g, kept);
-    return {y, g, kept};
+    run(network, x, cotangent, checked, offset, biases, places, stack, unit_seed, y, g, norms, kept);
+    return {y, g, norms, kept};
 }
 
 // Each thread's sums of parameter gradients: place of each weight's and bias's within them, -1 where not wanted.
@@ -301,25 +324,18 @@ struct Sums {
     }
 };
 
-// to [rows, columns] = the sum of the threads' [rows, stride] (or their transposes), in the order of the threads.
+// Add the threads' sums [count] to the first one's, in the order of the threads.
 template <class T>
-void reduce(const T* sums, int64_t threads, int64_t distance, int64_t rows, int64_t columns, bool transposed,
-            int64_t lanes, T* to) {
-    T* const first = const_cast<T*>(sums);
-    const int64_t lines = transposed ? columns : rows, width = transposed ? rows : columns;
-    const int64_t stride = round_up(width, lanes);
+void add_up(T* sums, int64_t threads, int64_t distance, int64_t count) {
     for (int64_t thread = 1; thread < threads; ++thread)
-        for (int64_t i = 0; i < lines * stride; ++i)
-            first[i] += sums[thread * distance + i];
-    if (transposed) return kernels<T>().transpose(first, lines, width, stride, to, lines);
-    for (int64_t i = 0; i < lines; ++i)
-        std::copy_n(first + i * stride, width, to + i * width);
+        for (int64_t i = 0; i < count; ++i)
+            sums[i] += sums[thread * distance + i];
 }
 
 template <class T>
-void run_backward(const Network& network, const Tensor& x, const Optional& cotangent, const Tensor& kept, int64_t stack,
-                  bool unit_seed, const Optional& ybar, const Optional& gbar, const std::vector<int64_t>& wanted,
-                  std::vector<Tensor>& results) {
+void run_backward(const Network& network, const Tensor& x, const Optional& cotangent, const CheckedTarget& target,
+                  const Tensor& kept, int64_t stack, bool unit_seed, const Optional& ybar, const Optional& gbar,
+                  const Optional& norm_weights, const std::vector<int64_t>& wanted, std::vector<Tensor>& results) {
     const MlpKernels<T>& kernel = kernels<T>();
     const int64_t rows = x.size(0), depth = network.depth();
     const Places places(network, kernel.lanes, rows, stack, true);
@@ -333,14 +349,17 @@ void run_backward(const Network& network, const Tensor& x, const Optional& cotan
     problem.rows = rows;
     problem.stack = gbar ? stack : 0;
     problem.proportional = unit_seed && gbar;
-    problem.curvature_free = std::all_of(network.kinds.begin(), network.kinds.end(), [](int64_t kind) {
-        return Kind(kind) == Kind::Identity || Kind(kind) == Kind::ReLU || Kind(kind) == Kind::LeakyReLU;
-    });
+    problem.curvature_free =
+        target.loss == Loss::None && std::all_of(network.kinds.begin(), network.kinds.end(), [](int64_t kind) {
+            return Kind(kind) == Kind::Identity || Kind(kind) == Kind::ReLU || Kind(kind) == Kind::LeakyReLU;
+        });
     while (!wanted[0] && problem.lowest < depth - 1 && !wanted[2 + 2 * problem.lowest] &&
            !wanted[3 + 2 * problem.lowest])
         ++problem.lowest;
     problem.x = data<T>(x);
     problem.cotangent = data<T>(cotangent);
+    problem.target = target.as<T>();
+    problem.weights = data<T>(norm_weights);
     problem.ybar = data<T>(ybar);
     problem.gbar = data<T>(gbar);
 
@@ -360,54 +379,58 @@ void run_backward(const Network& network, const Tensor& x, const Optional& cotan
     }
     STD_TORCH_CHECK(!problem.cotangent_bar || gbar, "the cotangent has a gradient only where g has");
 
-    const auto scratch_of = [&](int64_t tile) { return kernel.backward_scratch(problem, tile); };
-    const Split split(network, rows, stack, sizeof(T), scratch_of);
-    const int64_t distance = split.scratch + round_up(sums.total, 64);
+    const Split split(network, rows, stack);
+    const int64_t own = round_up(kernel.backward_scratch(problem, split.tile), 64);
+    const int64_t distance = own + round_up(sums.total, 64);
     const Scratch<T> scratch(split.threads * distance);
     T* const base = scratch.get();
-    if (rows == 0) std::fill_n(base, split.threads * distance, T(0));
+    T* const first = base + own;  // the first thread's sums
+    if (rows == 0) std::fill_n(first, sums.total, T(0));
     split.each(rows, [&](int64_t thread, int64_t begin, int64_t end) {
-        T* const own = base + thread * distance + split.scratch;
+        T* const sum = first + thread * distance;
         LayerGradient<T> gradients[max_depth];
         for (int64_t l = 0; l < depth; ++l)
-            gradients[l] = {sums.weight[l] < 0 ? nullptr : own + sums.weight[l],
-                            sums.bias[l] < 0 ? nullptr : own + sums.bias[l], bool(sums.transposed[l])};
+            gradients[l] = {sums.weight[l] < 0 ? nullptr : sum + sums.weight[l],
+                            sums.bias[l] < 0 ? nullptr : sum + sums.bias[l], bool(sums.transposed[l])};
         PushAdjoint<T> mine = problem;
         mine.gradients = gradients;
         kernel.backward(mine, begin, end, split.tile, base + thread * distance);
     });
+    add_up(first, split.threads, distance, sums.total);
 
     size_t result = (wanted[0] ? 1 : 0) + (wanted[1] ? 1 : 0);
     for (int64_t l = 0; l < depth; ++l) {
         const int64_t outputs = network.weights[l].size(0), inputs = network.weights[l].size(1);
-        const T* const own = base + split.scratch;
+        const bool turned = sums.transposed[l];
         if (sums.weight[l] >= 0)
-            reduce<T>(own + sums.weight[l], split.threads, distance, outputs, inputs, sums.transposed[l], kernel.lanes,
-                      mutable_data<T>(results[result++]));
-        if (sums.bias[l] >= 0)
-            reduce<T>(own + sums.bias[l], split.threads, distance, 1, outputs, false, kernel.lanes,
-                      mutable_data<T>(results[result++]));
+            kernel.unpack(first + sums.weight[l], turned ? inputs : outputs, turned ? outputs : inputs, turned,
+                          mutable_data<T>(results[result++]));
+        if (sums.bias[l] >= 0) std::copy_n(first + sums.bias[l], outputs, mutable_data<T>(results[result++]));
     }
 }
 
-std::vector<Tensor> mlp_push_adjoint(Tensor x, Optional cotangent, Tensor kept, std::vector<Tensor> weights,
-                                     std::vector<int64_t> kinds, std::vector<double> settings, int64_t stack,
-                                     bool unit_seed, Optional ybar, Optional gbar, std::vector<int64_t> wanted) {
+std::vector<Tensor> mlp_push_adjoint(Tensor x, Optional cotangent, Optional target, Tensor kept,
+                                     std::vector<Tensor> weights, std::vector<int64_t> kinds,
+                                     std::vector<double> settings, int64_t loss, int64_t stack, bool unit_seed,
+                                     Optional ybar, Optional gbar, Optional norm_weights, std::vector<int64_t> wanted) {
     const Network network(x, weights, kinds, settings);
     const int64_t rows = x.size(0);
     x = as_contiguous(x);
     cotangent = as_contiguous(cotangent);
     ybar = as_contiguous(ybar);
     gbar = as_contiguous(gbar);
+    norm_weights = as_contiguous(norm_weights);
     check_shape(x, {rows, x.size(1)}, network.type, "x");
     check_shape(kept, {kept.numel()}, network.type, "kept");
     check_shape(cotangent, {stack, rows, network.outputs()}, network.type, "cotangent");
     check_shape(ybar, {rows, network.outputs()}, network.type, "ybar");
     check_shape(gbar, {stack, rows, x.size(1)}, network.type, "gbar");
+    check_shape(norm_weights, {rows}, network.type, "norm_weights");
+    const CheckedTarget checked(loss, target, rows, network.outputs(), network.type);
     STD_TORCH_CHECK(wanted.size() == 2 + 2 * weights.size(), "wanted must have 2 + 2 depth entries");
     std::vector<Tensor> results;
     const auto run = network.type == ScalarType::Float ? run_backward<float> : run_backward<double>;
-    run(network, x, cotangent, kept, stack, unit_seed, ybar, gbar, wanted, results);
+    run(network, x, cotangent, checked, kept, stack, unit_seed, ybar, gbar, norm_weights, wanted, results);
     return results;
 }
 

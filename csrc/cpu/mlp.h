@@ -1,9 +1,10 @@
 // The sweeps of a fully connected network over rows of a batch, as kernels see them: plain pointers, no tensors.
 //
-// Layer l maps h_{l-1} to h_l = phi_l(z_l), z_l = h_{l-1} W_l^T + b_l. Matrices are row-major; a `stride` is the
-// distance of two rows, the width rounded up to whole registers, so that no loop has a ragged end. What lies between
-// width and stride is finite and never read into a result. Stacks of K cotangents are interleaved: row b K + k belongs
-// to sample b.
+// Layer l maps h_{l-1} to h_l = phi_l(z_l), z_l = h_{l-1} W_l^T + b_l. What callers give and get is row-major; what the
+// sweeps keep is in panels (product.h), a `stride` wide: the width rounded up to whole registers, so that no loop has a
+// ragged end. What lies between width and stride is finite and never read into a result. Stacks of K cotangents are
+// interleaved: line b K + k belongs to sample b. Rows are swept a tile at a time, and each tile's state and cotangents
+// are matrices of their own, one behind the other: both operations must cut a batch into the same tiles.
 
 #pragma once
 
@@ -15,14 +16,25 @@ namespace gradreg_fast {
 
 constexpr int64_t max_depth = 64;
 
+// A loss on top of the network, each sample's own. Its gradient in y is the cotangent. The order is that of `LOSSES` in
+// gradreg_fast/mlp.py.
+enum class Loss : int { None, CrossEntropy, MeanSquare, Logistic, Count };
+
+template <class T>
+struct Target {
+    Loss loss;
+    const int64_t* classes;  // [B]; negative: the sample counts nothing; cross-entropy has either these
+    const T* values;         // [B, outputs] or these
+};
+
 template <class T>
 struct Layer {
     int64_t inputs, outputs;              // widths of h_{l-1} and h_l
     int64_t input_stride, output_stride;  // and their strides
     Kind kind;
     Settings settings;
-    const T* weight;      // W [outputs, input_stride], zero behind the width
-    const T* transposed;  // W^T [inputs, output_stride], likewise
+    const T* weight;      // W in panels [outputs, input_stride], zero behind the width
+    const T* transposed;  // W^T in panels [inputs, output_stride], likewise
     const T* bias;        // [output_stride], likewise; zero without a bias
     T* state;             // what `derivatives` takes, [B, output_stride]; null: not kept
     T* cotangent;         // u, the cotangent of h_l, [B K, output_stride]; null: not kept
@@ -36,15 +48,18 @@ struct ForwardPull {
     int64_t stack;       // K
     bool unit_seed;      // pull ones and multiply g by the cotangent at the end (K = 1, one output)
     const T* x;          // [B, inputs]
-    const T* cotangent;  // [K, B, outputs]; null: ones
-    T* y;                // [B, outputs]
-    T* g;                // [K, B, inputs]
+    const T* cotangent;  // [K, B, outputs]; null: ones, or what the loss makes
+    Target<T> target;
+    const T* offset;  // [K, B, inputs], subtracted from g; null: nothing
+    T* y;             // [B, outputs]
+    T* g;             // [K, B, inputs]
+    T* norms;         // [B]: sum_k ||g^k||^2
 };
 
 // A layer's own gradients: one thread's partial sums.
 template <class T>
 struct LayerGradient {
-    T* weight;        // [outputs, input_stride], or [inputs, output_stride] if `transposed`; null: not wanted
+    T* weight;        // panels [outputs, input_stride], or [inputs, output_stride] if `transposed`; null: not wanted
     T* bias;          // [output_stride]; null: not wanted
     bool transposed;  // whichever wastes fewer lanes
 };
@@ -54,16 +69,18 @@ struct PushAdjoint {
     const Layer<T>* layers;
     int64_t depth;
     int64_t rows;
-    int64_t stack;                      // K; 0 if nothing depends on g
-    bool proportional;                  // d = ybar u: one output, piecewise linear, unit seed
-    bool curvature_free;                // every phi'' = 0
-    int64_t lowest;                     // the adjoint sweep stops at this layer
-    const T* x;                         // [B, inputs]
-    const T* cotangent;                 // [B], read if proportional; null: ones
-    const T* ybar;                      // [B, outputs]; null: zero
-    const T* gbar;                      // [K, B, inputs]
-    T* xbar;                            // [B, inputs]; null: not wanted
-    T* cotangent_bar;                   // [K, B, outputs]; null: not wanted
+    int64_t stack;        // K; 0 if nothing depends on g
+    bool proportional;    // d = ybar u: one output, piecewise linear, unit seed
+    bool curvature_free;  // every phi'' = 0, and no loss
+    int64_t lowest;       // the adjoint sweep stops at this layer
+    const T* x;           // [B, inputs]
+    const T* cotangent;   // [B], read if proportional; null: ones
+    Target<T> target;
+    const T* ybar;     // [B, outputs]; null: zero
+    const T* gbar;     // [K, B, inputs]
+    const T* weights;  // [B], of the norms: then gbar is g, and its adjoint 2 weight g; null: gbar as is
+    T* xbar;           // [B, inputs]; null: not wanted
+    T* cotangent_bar;  // [K, B, outputs]; null: not wanted
     const LayerGradient<T>* gradients;  // [depth]
     bool accumulate;                    // whether the gradients already hold sums
 };
@@ -76,7 +93,11 @@ struct MlpKernels {
     int64_t (*backward_scratch)(const PushAdjoint<T>&, int64_t tile);
     void (*forward)(const ForwardPull<T>&, int64_t begin, int64_t end, int64_t tile, T* scratch);
     void (*backward)(const PushAdjoint<T>&, int64_t begin, int64_t end, int64_t tile, T* scratch);
-    void (*transpose)(const T* from, int64_t rows, int64_t columns, int64_t from_stride, T* to, int64_t to_stride);
+    // Row-major [rows, columns] to panels [rows, stride] with zeros behind the columns, or, transposed, from its
+    // transpose [columns, rows].
+    void (*pack)(const T* from, int64_t rows, int64_t columns, bool transposed, T* to);
+    // And back.
+    void (*unpack)(const T* from, int64_t rows, int64_t columns, bool transposed, T* to);
     void (*activate)(Kind, Settings, const T* z, int64_t count, T* value, T* slope, T* bend);
 };
 

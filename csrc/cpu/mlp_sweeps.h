@@ -5,6 +5,8 @@
 
 #pragma once
 
+#include <cmath>
+
 #include "cpu/mlp.h"
 #include "cpu/product.h"
 
@@ -57,6 +59,8 @@ struct Sweeps {
     using Math = VectorMath<T, Bytes>;
     using Register = typename V::T;
     static constexpr int lanes = V::lanes;
+    using In = Matrix<const T>;
+    using Out = Matrix<T>;
 
     // h = phi(z) over `count` numbers; z becomes what is kept. Returns where h is: in place of z, or in `h`.
     static T* evaluate(const Layer<T>& layer, int64_t count, T* z, T* h) {
@@ -71,114 +75,189 @@ struct Sweeps {
 
     // u_z = phi'(z) u.
     static void pull(const Layer<T>& layer, int64_t rows, int64_t stack, const T* state, const T* u, T* u_z) {
-        const int64_t stride = layer.output_stride;
         with_activation<Math>(layer.kind, layer.settings, [&](auto activation) {
-            for (int64_t b = 0; b < rows; ++b)
-                for (int64_t i = 0; i < stride; i += lanes) {
-                    const Register slope = activation.derivatives(V::load(state + b * stride + i)).slope;
-                    for (int64_t k = 0; k < stack; ++k) {
-                        const int64_t at = (b * stack + k) * stride + i;
-                        V::store(u_z + at, slope * V::load(u + at));
+            for (int64_t first = 0; first < layer.output_stride; first += panel<T>) {
+                const int64_t width = panel_width<T>(first, layer.output_stride);
+                for (int64_t b = 0; b < rows; ++b)
+                    for (int64_t i = 0; i < width; i += lanes) {
+                        const Register kept = V::load(state + rows * first + b * width + i);
+                        const Register slope = activation.derivatives(kept).slope;
+                        for (int64_t k = 0; k < stack; ++k) {
+                            const int64_t at = rows * stack * first + (b * stack + k) * width + i;
+                            V::store(u_z + at, slope * V::load(u + at));
+                        }
                     }
-                }
+            }
         });
     }
 
-    // Where tangent and cotangent meet: h, phi', u_z = phi' u, hdot = phi' zdot and second = phi'' sum_k u^k zdot^k.
+    // Where tangent and cotangent meet: h, u_z = phi' u, hdot = phi' zdot and, for the adjoint sweep, phi' and the
+    // second-order term phi'' sum_k u^k zdot^k. The two sides of the weight's gradient are matrices over all lines,
+    // [K tangents; 1 adjoint] a sample: left = [u_z; the second-order term] and right = [hdot; h].
+    template <bool Adjoint>
     static void meet(const Layer<T>& layer, int64_t rows, int64_t stack, const T* state, const T* u, const T* zdot,
-                     T* h, T* slopes, T* u_z, T* hdot, T* second) {
-        const int64_t stride = layer.output_stride;
+                     T* left, T* right, T* slopes) {
+        const int64_t stacked = rows * stack, lines = stacked + rows;
         with_activation<Math>(layer.kind, layer.settings, [&](auto activation) {
-            for (int64_t b = 0; b < rows; ++b)
-                for (int64_t i = 0; i < stride; i += lanes) {
-                    const auto kept = activation.derivatives(V::load(state + b * stride + i));
-                    V::store(h + b * stride + i, kept.value);
-                    V::store(slopes + b * stride + i, kept.slope);
-                    Register sum{};
-                    for (int64_t k = 0; k < stack; ++k) {
-                        const int64_t at = (b * stack + k) * stride + i;
-                        const Register cotangent = V::load(u + at), tangent = V::load(zdot + at);
-                        V::store(u_z + at, kept.slope * cotangent);
-                        V::store(hdot + at, kept.slope * tangent);
-                        sum += cotangent * tangent;
+            for (int64_t first = 0; first < layer.output_stride; first += panel<T>) {
+                const int64_t width = panel_width<T>(first, layer.output_stride);
+                for (int64_t b = 0; b < rows; ++b)
+                    for (int64_t i = 0; i < width; i += lanes) {
+                        const int64_t own = rows * first + b * width + i;
+                        const int64_t below = lines * first + (stacked + b) * width + i;
+                        const auto kept = activation.derivatives(V::load(state + own));
+                        V::store(right + below, kept.value);
+                        if constexpr (Adjoint) V::store(slopes + own, kept.slope);
+                        Register sum{};
+                        for (int64_t k = 0; k < stack; ++k) {
+                            const int64_t line = (b * stack + k) * width + i;
+                            const Register cotangent = V::load(u + stacked * first + line);
+                            const Register tangent = V::load(zdot + stacked * first + line);
+                            V::store(left + lines * first + line, kept.slope * cotangent);
+                            V::store(right + lines * first + line, kept.slope * tangent);
+                            sum += cotangent * tangent;
+                        }
+                        if constexpr (Adjoint && !activation.curvature_free) V::store(left + below, kept.bend * sum);
                     }
-                    if constexpr (!activation.curvature_free) V::store(second + b * stride + i, kept.bend * sum);
-                }
+            }
         });
     }
 
-    // z = h W^T (+ b): rows [rows, input_stride] to [rows, output_stride].
-    static void up(const Layer<T>& layer, int64_t rows, const T* h, T* z, const T* bias) {
+    // z = h W^T (+ b), of the first `rows` lines.
+    static void up(const Layer<T>& layer, int64_t rows, In h, Out z, const T* bias) {
         if (is_narrow<T, Bytes>(layer.outputs, layer.output_stride, layer.inputs, layer.input_stride))
-            return narrow_product<T, Bytes>(rows, layer.outputs, layer.input_stride, h, layer.input_stride,
-                                            layer.weight, layer.input_stride, z, layer.output_stride, bias);
-        product<T, Bytes, false>(rows, layer.output_stride, layer.inputs, h, layer.input_stride, layer.transposed,
-                                 layer.output_stride, z, layer.output_stride, bias ? Start::Bias : Start::Zero, bias);
+            return narrow_product<T, Bytes>(rows, layer.outputs, h, weight_of(layer), z, bias);
+        product<T, Bytes>(rows, layer.inputs, h, transposed_of(layer), z, bias ? Start::Bias : Start::Zero, bias);
     }
 
-    // u W: rows [rows, output_stride] to [rows, input_stride].
-    static void down(const Layer<T>& layer, int64_t rows, const T* u, T* below) {
+    // u W, of the first `rows` lines.
+    static void down(const Layer<T>& layer, int64_t rows, In u, Out below) {
         if (is_narrow<T, Bytes>(layer.inputs, layer.input_stride, layer.outputs, layer.output_stride))
-            return narrow_product<T, Bytes>(rows, layer.inputs, layer.output_stride, u, layer.output_stride,
-                                            layer.transposed, layer.output_stride, below, layer.input_stride, nullptr);
-        product<T, Bytes, false>(rows, layer.input_stride, layer.outputs, u, layer.output_stride, layer.weight,
-                                 layer.input_stride, below, layer.input_stride, Start::Zero);
+            return narrow_product<T, Bytes>(rows, layer.inputs, u, transposed_of(layer), below, nullptr);
+        product<T, Bytes>(rows, layer.outputs, u, weight_of(layer), below, Start::Zero);
     }
 
-    // Add sum_r left_r (x) right_r, [rows, output_stride] and [rows, input_stride], to the weight's gradient.
-    static void add_outer(const Layer<T>& layer, const LayerGradient<T>& gradient, int64_t rows, const T* left,
-                          const T* right, bool accumulate) {
+    static In weight_of(const Layer<T>& layer) { return {layer.weight, layer.outputs, layer.input_stride}; }
+    static In transposed_of(const Layer<T>& layer) { return {layer.transposed, layer.inputs, layer.output_stride}; }
+
+    // Add sum_r left_r (x) right_r over the first `rows` lines to the weight's gradient.
+    static void add_outer(const Layer<T>& layer, const LayerGradient<T>& gradient, int64_t rows, In left, In right,
+                          bool accumulate) {
         if (gradient.weight == nullptr) return;
         const Start start = accumulate ? Start::Accumulate : Start::Zero;
         if (gradient.transposed)
-            product<T, Bytes, true>(layer.inputs, layer.output_stride, rows, right, layer.input_stride, left,
-                                    layer.output_stride, gradient.weight, layer.output_stride, start);
+            outer_product<T, Bytes>(rows, right, left, {gradient.weight, layer.inputs, layer.output_stride}, start);
         else
-            product<T, Bytes, true>(layer.outputs, layer.input_stride, rows, left, layer.output_stride, right,
-                                    layer.input_stride, gradient.weight, layer.input_stride, start);
+            outer_product<T, Bytes>(rows, left, right, {gradient.weight, layer.outputs, layer.input_stride}, start);
     }
 
-    // Add sum_r factor_r row_r to the bias's gradient; null: factors one.
-    static void add_rows(const Layer<T>& layer, const LayerGradient<T>& gradient, int64_t rows, const T* matrix,
-                         const T* factor, bool accumulate) {
-        if (gradient.bias == nullptr) return;
-        const int64_t stride = layer.output_stride;
-        for (int64_t i = 0; i < stride; i += lanes) {
-            Register sum = accumulate ? V::load(gradient.bias + i) : Register{};
-            for (int64_t b = 0; b < rows; ++b) {
-                const Register row = V::load(matrix + b * stride + i);
-                sum += factor ? row * factor[b] : row;
+    // Rows [begin, begin + rows) of a stack [K, B, width] to lines of a matrix, zeros behind, times 2 weight.
+    static void gather(const T* from, int64_t batch, int64_t begin, int64_t rows, int64_t stack, int64_t width, Out to,
+                       const T* weights = nullptr) {
+        for (int64_t b = 0; b < rows; ++b)
+            for (int64_t k = 0; k < stack; ++k) {
+                const T* row = from + (k * batch + begin + b) * width;
+                const T scale = weights ? 2 * weights[begin + b] : T(1);
+                for (int64_t j = 0; j < to.stride; j += panel<T>) {
+                    T* line = to.at(b * stack + k, j);
+                    const int64_t there = panel_width<T>(j, width);
+                    for (int64_t i = 0; i < there; ++i)
+                        line[i] = scale * row[j + i];
+                    for (int64_t i = there; i < to.width(j); ++i)
+                        line[i] = T(0);
+                }
             }
-            V::store(gradient.bias + i, sum);
+    }
+
+    // And back.
+    static void scatter(In from, int64_t batch, int64_t begin, int64_t rows, int64_t stack, int64_t width, T* to) {
+        for (int64_t b = 0; b < rows; ++b)
+            for (int64_t k = 0; k < stack; ++k) {
+                T* row = to + (k * batch + begin + b) * width;
+                for (int64_t j = 0; j < width; j += panel<T>) {
+                    const T* line = from.at(b * stack + k, j);
+                    for (int64_t i = 0; i < panel_width<T>(j, width); ++i)
+                        row[j + i] = line[i];
+                }
+            }
+    }
+
+    // row = scale row - offset; null: no offset. Returns its squared norm.
+    static T finish(int64_t width, T* row, T scale, const T* offset) {
+        Register sums{};
+        int64_t i = 0;
+        for (; i + lanes <= width; i += lanes) {
+            Register value = V::load(row + i) * scale;
+            if (offset) value -= V::load(offset + i);
+            V::store(row + i, value);
+            sums += value * value;
+        }
+        T sum = V::sum(sums);
+        for (; i < width; ++i) {
+            row[i] = scale * row[i] - (offset ? offset[i] : T(0));
+            sum += row[i] * row[i];
+        }
+        return sum;
+    }
+
+    // p = softmax(y), of one row.
+    static void softmax(int64_t width, const T* y, T* p) {
+        T largest = y[0], sum = 0;
+        for (int64_t i = 1; i < width; ++i)
+            largest = y[i] > largest ? y[i] : largest;
+        for (int64_t i = 0; i < width; ++i)
+            sum += p[i] = std::exp(y[i] - largest);
+        for (int64_t i = 0; i < width; ++i)
+            p[i] /= sum;
+    }
+
+    static T logistic(T y) { return y >= 0 ? 1 / (1 + std::exp(-y)) : 1 - 1 / (1 + std::exp(y)); }
+
+    // The weight t_i that sample b's target gives class i, and their sum.
+    static T class_weight(const Target<T>& target, int64_t b, int64_t width, int64_t i) {
+        return target.classes ? T(target.classes[b] == i) : target.values[b * width + i];
+    }
+    static T class_weights(const Target<T>& target, int64_t b, int64_t width) {
+        if (target.classes) return T(target.classes[b] >= 0);
+        T sum = 0;
+        for (int64_t i = 0; i < width; ++i)
+            sum += target.values[b * width + i];
+        return sum;
+    }
+
+    // The loss's gradient in y, of sample b.
+    static void loss_gradient(const Target<T>& target, int64_t b, int64_t width, const T* y, T* gradient) {
+        if (target.loss == Loss::CrossEntropy) {  // (sum t) p - t
+            softmax(width, y, gradient);
+            const T sum = class_weights(target, b, width);
+            for (int64_t i = 0; i < width; ++i)
+                gradient[i] = sum * gradient[i] - class_weight(target, b, width, i);
+        } else if (target.loss == Loss::MeanSquare) {  // 2/n (y - t)
+            for (int64_t i = 0; i < width; ++i)
+                gradient[i] = 2 * (y[i] - target.values[b * width + i]) / width;
+        } else {  // (s(y) - t) / n
+            for (int64_t i = 0; i < width; ++i)
+                gradient[i] = (logistic(y[i]) - target.values[b * width + i]) / width;
         }
     }
 
-    // [width] to [stride], zeros behind.
-    static void pad_row(const T* from, int64_t width, T* to, int64_t stride) {
-        __builtin_memcpy(to, from, width * sizeof(T));
-        for (int64_t i = width; i < stride; ++i)
-            to[i] = T(0);
-    }
-
-    // Rows [begin, begin + rows) of a stack [K, B, width] to interleaved, padded ones.
-    static void gather(const T* from, int64_t batch, int64_t begin, int64_t rows, int64_t stack, int64_t width, T* to,
-                       int64_t stride) {
-        for (int64_t b = 0; b < rows; ++b)
-            for (int64_t k = 0; k < stack; ++k)
-                pad_row(from + (k * batch + begin + b) * width, width, to + (b * stack + k) * stride, stride);
-    }
-
-    // And back, times a factor for each sample.
-    static void scatter(const T* from, int64_t stride, int64_t batch, int64_t begin, int64_t rows, int64_t stack,
-                        int64_t width, T* to, const T* factor) {
-        for (int64_t b = 0; b < rows; ++b)
-            for (int64_t k = 0; k < stack; ++k) {
-                const T* row = from + (b * stack + k) * stride;
-                T* target = to + (k * batch + begin + b) * width;
-                const T scale = factor ? factor[begin + b] : T(1);
-                for (int64_t i = 0; i < width; ++i)
-                    target[i] = scale * row[i];
-            }
+    // d += H v with the loss's Hessian in y, of sample b. `p` is spare.
+    static void add_hessian(const Target<T>& target, int64_t b, int64_t width, const T* y, const T* v, T* p, T* d) {
+        if (target.loss == Loss::CrossEntropy) {  // (sum t) p (v - p^T v)
+            softmax(width, y, p);
+            T mean = 0;
+            for (int64_t i = 0; i < width; ++i)
+                mean += p[i] * v[i];
+            const T sum = class_weights(target, b, width);
+            for (int64_t i = 0; i < width; ++i)
+                d[i] += sum * p[i] * (v[i] - mean);
+        } else if (target.loss == Loss::MeanSquare) {
+            for (int64_t i = 0; i < width; ++i)
+                d[i] += 2 * v[i] / width;
+        } else {
+            for (int64_t i = 0; i < width; ++i)
+                d[i] += logistic(y[i]) * logistic(-y[i]) * v[i] / width;
+        }
     }
 
     static int64_t widest(const Layer<T>* layers, int64_t depth) {
@@ -190,10 +269,13 @@ struct Sweeps {
 
     // Sweeps 1 and 2 for rows [begin, begin + rows); with a counting arena, only what they need.
     static void forward_tile(const ForwardPull<T>& p, int64_t begin, int64_t rows, Arena<T>& arena) {
-        const int64_t width = widest(p.layers, p.depth), stack = p.stack;
+        const int64_t width = widest(p.layers, p.depth), stack = p.stack, stacked = rows * stack;
+        const Layer<T>& first = p.layers[0];
+        const Layer<T>& last = p.layers[p.depth - 1];
         T* h = arena.take(rows * width);
-        T* u_z = arena.take(rows * stack * width);
-        T* u_spare = arena.take(rows * stack * width);
+        T* u_z = arena.take(stacked * width);
+        T* u_spare = arena.take(stacked * width);
+        T* gradient = arena.take(p.target.loss == Loss::None ? 0 : rows * last.outputs);
         T* states[max_depth];
         for (int64_t l = 0; l < p.depth; ++l) {
             const int64_t stride = p.layers[l].output_stride;
@@ -201,100 +283,141 @@ struct Sweeps {
         }
         if (arena.base == nullptr) return;
 
-        const Layer<T>& first = p.layers[0];
-        const Layer<T>& last = p.layers[p.depth - 1];
-        gather(p.x, p.rows, begin, rows, 1, first.inputs, h, first.input_stride);
+        gather(p.x, p.rows, begin, rows, 1, first.inputs, {h, rows, first.input_stride});
         T* below = h;
         for (int64_t l = 0; l < p.depth; ++l) {
             const Layer<T>& layer = p.layers[l];
-            up(layer, rows, below, states[l], layer.bias);
+            up(layer, rows, {below, rows, layer.input_stride}, {states[l], rows, layer.output_stride}, layer.bias);
             below = evaluate(layer, rows * layer.output_stride, states[l], h);
         }
-        scatter(below, last.output_stride, p.rows, begin, rows, 1, last.outputs, p.y, nullptr);
+        scatter({below, rows, last.output_stride}, p.rows, begin, rows, 1, last.outputs, p.y);
         if (stack == 0) return;
 
         T* u = cotangent_of(last, begin, stack, u_spare);
-        if (p.cotangent && !p.unit_seed)
-            gather(p.cotangent, p.rows, begin, rows, stack, last.outputs, u, last.output_stride);
-        else
-            for (int64_t i = 0; i < rows * stack * last.output_stride; ++i)
+        if (p.target.loss != Loss::None) {
+            for (int64_t b = 0; b < rows; ++b)
+                loss_gradient(p.target, begin + b, last.outputs, p.y + (begin + b) * last.outputs,
+                              gradient + b * last.outputs);
+            gather(gradient, rows, 0, rows, 1, last.outputs, {u, stacked, last.output_stride});
+        } else if (p.cotangent && !p.unit_seed) {
+            gather(p.cotangent, p.rows, begin, rows, stack, last.outputs, {u, stacked, last.output_stride});
+        } else {
+            for (int64_t i = 0; i < stacked * last.output_stride; ++i)
                 u[i] = T(1);
+        }
         for (int64_t l = p.depth - 1; l >= 0; --l) {
             const Layer<T>& layer = p.layers[l];
             pull(layer, rows, stack, states[l], u, u_z);
             u = l > 0 ? cotangent_of(p.layers[l - 1], begin, stack, u_spare) : u_spare;
-            down(layer, rows * stack, u_z, u);
+            down(layer, stacked, {u_z, stacked, layer.output_stride}, {u, stacked, layer.input_stride});
         }
-        scatter(u, first.input_stride, p.rows, begin, rows, stack, first.inputs, p.g,
-                p.unit_seed ? p.cotangent : nullptr);
+        scatter({u, stacked, first.input_stride}, p.rows, begin, rows, stack, first.inputs, p.g);
+        for (int64_t b = begin; b < begin + rows; ++b) {
+            const T scale = p.unit_seed && p.cotangent ? p.cotangent[b] : T(1);
+            p.norms[b] = T(0);
+            for (int64_t k = 0; k < stack; ++k) {
+                const int64_t at = (k * p.rows + b) * first.inputs;
+                p.norms[b] += finish(first.inputs, p.g + at, scale, p.offset ? p.offset + at : nullptr);
+            }
+        }
     }
 
     static T* cotangent_of(const Layer<T>& layer, int64_t begin, int64_t stack, T* spare) {
         return layer.cotangent ? layer.cotangent + begin * stack * layer.output_stride : spare;
     }
 
-    // Sweeps 3 and 4. Each layer keeps the two sides of its weight's gradient, [K tangents; 1 adjoint] a sample:
-    // left = [u_z; d_z] and right = [hdot; h], so that one product over all rows gives it.
+    // Sweeps 3 and 4. One product over all of a tile's lines, `left` and `right` of `meet`, is a weight's gradient.
     static void backward_tile(const PushAdjoint<T>& p, int64_t begin, int64_t rows, bool accumulate, Arena<T>& arena) {
-        const bool descend = p.ybar != nullptr && !p.proportional;       // ordinary adjoints come from above
-        const bool adjoint = descend || (!p.curvature_free && p.stack);  // or arise on the way
-        const int64_t stacked = rows * p.stack, width = widest(p.layers, p.depth);
-        T *left[max_depth], *right[max_depth + 1], *slopes[max_depth], *second[max_depth];
-        right[0] = arena.take((stacked + rows) * p.layers[0].input_stride);
-        for (int64_t l = 0; l < p.depth; ++l) {
-            const int64_t stride = p.layers[l].output_stride;
-            right[l + 1] = arena.take((stacked + rows) * stride);
-            left[l] = arena.take((stacked + rows) * stride);
-            slopes[l] = arena.take(rows * stride);
-            second[l] = arena.take(rows * stride);
-        }
-        T* zdot = arena.take((stacked > rows ? stacked : rows) * width);  // and the adjoint on its way down
-        if (arena.base == nullptr) return;
-
+        const bool bent = p.stack && p.target.loss != Loss::None;             // adjoints arise at the loss
+        const bool descend = bent || (p.ybar != nullptr && !p.proportional);  // they come from above
+        const bool adjoint = descend || (!p.curvature_free && p.stack);       // or arise on the way
+        const int64_t stacked = rows * p.stack, lines = stacked + rows, width = widest(p.layers, p.depth);
         const Layer<T>& first = p.layers[0];
         const Layer<T>& last = p.layers[p.depth - 1];
-        if (p.stack) gather(p.gbar, p.rows, begin, rows, p.stack, first.inputs, right[0], first.input_stride);
-        gather(p.x, p.rows, begin, rows, 1, first.inputs, right[0] + stacked * first.input_stride, first.input_stride);
+        T *left[max_depth], *right[max_depth + 1], *slopes[max_depth];
+        right[0] = arena.take(lines * first.input_stride);
+        for (int64_t l = 0; l < p.depth; ++l) {
+            const int64_t stride = p.layers[l].output_stride;
+            right[l + 1] = arena.take(lines * stride);
+            left[l] = arena.take(lines * stride);
+            slopes[l] = arena.take(adjoint ? rows * stride : 0);
+        }
+        T* zdot = arena.take((stacked > rows ? stacked : rows) * width);  // and the adjoint on its way down
+        T* top = arena.take(bent ? 3 * rows * last.outputs + last.outputs : 0);
+        if (arena.base == nullptr) return;
+
+        const Out start{right[0], lines, first.input_stride}, end{right[p.depth], lines, last.output_stride};
+        if (p.stack) gather(p.gbar, p.rows, begin, rows, p.stack, first.inputs, start, p.weights);
+        gather(p.x, p.rows, begin, rows, 1, first.inputs, start.from(stacked));
         for (int64_t l = 0; l < p.depth; ++l) {
             const Layer<T>& layer = p.layers[l];
-            const int64_t stride = layer.output_stride;
-            if (p.stack) up(layer, stacked, right[l], zdot, nullptr);
-            meet(layer, rows, p.stack, layer.state + begin * stride,
-                 p.stack ? layer.cotangent + begin * p.stack * stride : nullptr, zdot, right[l + 1] + stacked * stride,
-                 slopes[l], left[l], right[l + 1], second[l]);
-            if (!adjoint) add_without_adjoint(p, l, begin, rows, left[l], right[l], accumulate);
+            const T* state = layer.state + begin * layer.output_stride;
+            const T* u = p.stack ? layer.cotangent + begin * p.stack * layer.output_stride : nullptr;
+            const Out tangents{zdot, stacked, layer.output_stride};
+            if (p.stack) up(layer, stacked, In{right[l], lines, layer.input_stride}, tangents, nullptr);
+            if (adjoint) {
+                meet<true>(layer, rows, p.stack, state, u, zdot, left[l], right[l + 1], slopes[l]);
+            } else {
+                meet<false>(layer, rows, p.stack, state, u, zdot, left[l], right[l + 1], nullptr);
+                add_without_adjoint(p, l, begin, rows, left[l], right[l], accumulate);
+            }
         }
-        if (p.cotangent_bar)
-            scatter(right[p.depth], last.output_stride, p.rows, begin, rows, p.stack, last.outputs, p.cotangent_bar,
-                    nullptr);
+        if (p.cotangent_bar) scatter(end, p.rows, begin, rows, p.stack, last.outputs, p.cotangent_bar);
         if (!adjoint) {
-            if (p.xbar) proportional_xbar(p, begin, rows, left[0], zdot);
+            if (p.xbar) proportional_xbar(p, begin, rows, {left[0], lines, first.output_stride}, zdot);
             return;
         }
 
         T* d = zdot;
-        if (descend) gather(p.ybar, p.rows, begin, rows, 1, last.outputs, d, last.output_stride);
+        if (bent)
+            bend(p, begin, rows, end, top, {d, rows, last.output_stride});
+        else if (descend)
+            gather(p.ybar, p.rows, begin, rows, 1, last.outputs, {d, rows, last.output_stride});
         bool present = descend;
         for (int64_t l = p.depth - 1; l >= p.lowest; --l) {
             const Layer<T>& layer = p.layers[l];
-            T* d_z = left[l] + stacked * layer.output_stride;
-            const bool curved = p.stack && !is_curvature_free(layer.kind);
-            combine(rows * layer.output_stride, slopes[l], present ? d : nullptr, curved ? second[l] : nullptr, d_z);
-            present = present || curved;
             const LayerGradient<T>& gradient = p.gradients[l];
-            add_outer(layer, gradient, present ? stacked + rows : stacked, left[l], right[l], accumulate);
-            add_rows(layer, gradient, present ? rows : 0, d_z, nullptr, accumulate);
-            if (present && (l > p.lowest || p.xbar)) down(layer, rows, d_z, d);
+            const bool curved = p.stack && !is_curvature_free(layer.kind);
+            const Out all{left[l], lines, layer.output_stride}, d_z = all.from(stacked);
+            combine(layer, rows, slopes[l], present ? d : nullptr, curved, d_z, gradient.bias, accumulate);
+            present = present || curved;
+            add_outer(layer, gradient, present ? lines : stacked, all, In{right[l], lines, layer.input_stride},
+                      accumulate);
+            if (present && (l > p.lowest || p.xbar)) down(layer, rows, d_z, {d, rows, layer.input_stride});
         }
-        if (p.xbar) scatter(d, first.input_stride, p.rows, begin, rows, 1, first.inputs, p.xbar, nullptr);
+        if (p.xbar) scatter(In{d, rows, first.input_stride}, p.rows, begin, rows, 1, first.inputs, p.xbar);
     }
 
-    // d_z = phi' d + second; absent terms are zero.
-    static void combine(int64_t count, const T* slopes, const T* d, const T* second, T* d_z) {
-        for (int64_t i = 0; i < count; i += lanes) {
-            Register sum = second ? V::load(second + i) : Register{};
-            if (d) sum += V::load(slopes + i) * V::load(d + i);
-            V::store(d_z + i, sum);
+    // d = ybar + H ydot, with the loss's Hessian H in y; `end` has the lines of ydot, then those of y.
+    static void bend(const PushAdjoint<T>& p, int64_t begin, int64_t rows, In end, T* spare, Out d) {
+        const int64_t width = p.layers[p.depth - 1].outputs, count = rows * width;
+        T *y = spare, *ydot = y + count, *sum = ydot + count, *row = sum + count;
+        scatter(end, rows, 0, rows, 1, width, ydot);
+        scatter(end.from(rows), rows, 0, rows, 1, width, y);
+        for (int64_t i = 0; i < count; ++i)
+            sum[i] = p.ybar ? p.ybar[begin * width + i] : T(0);
+        for (int64_t b = 0; b < rows; ++b)
+            add_hessian(p.target, begin + b, width, y + b * width, ydot + b * width, row, sum + b * width);
+        gather(sum, rows, 0, rows, 1, width, d);
+    }
+
+    // d_z = phi' d + second and its sum, the bias's gradient; the second-order terms are there already if `curved`.
+    static void combine(const Layer<T>& layer, int64_t rows, const T* slopes, const T* d, bool curved, Out d_z, T* bias,
+                        bool accumulate) {
+        for (int64_t first = 0; first < layer.output_stride; first += panel<T>) {
+            const int64_t width = panel_width<T>(first, layer.output_stride);
+            for (int64_t i = 0; i < width; i += lanes) {
+                Register total = bias && accumulate ? V::load(bias + first + i) : Register{};
+                for (int64_t b = 0; b < rows; ++b) {
+                    const int64_t at = rows * first + b * width + i;
+                    T* to = d_z.at(b, first) + i;
+                    Register sum = curved ? V::load(to) : Register{};
+                    if (d) sum += V::load(slopes + at) * V::load(d + at);
+                    V::store(to, sum);
+                    total += sum;
+                }
+                if (bias) V::store(bias + first + i, total);
+            }
         }
     }
 
@@ -303,31 +426,43 @@ struct Sweeps {
     static void add_without_adjoint(const PushAdjoint<T>& p, int64_t l, int64_t begin, int64_t rows, const T* left,
                                     T* right, bool accumulate) {
         const Layer<T>& layer = p.layers[l];
-        const int64_t stride = layer.input_stride;
-        if (p.proportional) {
-            const T* h = right + rows * stride;
-            for (int64_t b = 0; b < rows; ++b) {
-                const T c = p.cotangent ? p.cotangent[begin + b] : T(1);
-                for (int64_t i = b * stride; i < (b + 1) * stride; i += lanes) {
-                    const Register tangent = V::load(right + i) * c;
-                    V::store(right + i, p.ybar ? tangent + V::load(h + i) * p.ybar[begin + b] : tangent);
+        const int64_t stacked = rows * p.stack;
+        const In u{left, stacked + rows, layer.output_stride};
+        const Out tangents{right, stacked + rows, layer.input_stride};
+        if (p.proportional)
+            for (int64_t first = 0; first < layer.input_stride; first += panel<T>)
+                for (int64_t b = 0; b < rows; ++b) {
+                    const T c = p.cotangent ? p.cotangent[begin + b] : T(1);
+                    T *line = tangents.at(b, first), *h = tangents.at(stacked + b, first);
+                    for (int64_t i = 0; i < tangents.width(first); i += lanes) {
+                        const Register tangent = V::load(line + i) * c;
+                        V::store(line + i, p.ybar ? tangent + V::load(h + i) * p.ybar[begin + b] : tangent);
+                    }
                 }
+        add_outer(layer, p.gradients[l], stacked, u, tangents, accumulate);
+        if (p.gradients[l].bias == nullptr) return;
+        for (int64_t first = 0; first < layer.output_stride; first += panel<T>)
+            for (int64_t i = 0; i < u.width(first); i += lanes) {
+                T* to = p.gradients[l].bias + first + i;
+                Register sum = accumulate ? V::load(to) : Register{};
+                for (int64_t b = 0; p.proportional && p.ybar && b < rows; ++b)
+                    sum += V::load(u.at(b, first) + i) * p.ybar[begin + b];
+                V::store(to, sum);
             }
-        }
-        add_outer(layer, p.gradients[l], rows * p.stack, left, right, accumulate);
-        const T* factor = p.proportional && p.ybar ? p.ybar + begin : nullptr;
-        add_rows(layer, p.gradients[l], factor ? rows : 0, left, factor, accumulate);
     }
 
     // xbar = ybar u W, or zero.
-    static void proportional_xbar(const PushAdjoint<T>& p, int64_t begin, int64_t rows, const T* left, T* spare) {
+    static void proportional_xbar(const PushAdjoint<T>& p, int64_t begin, int64_t rows, In u, T* spare) {
         const Layer<T>& first = p.layers[0];
-        if (p.proportional && p.ybar) {
-            down(first, rows, left, spare);
-            return scatter(spare, first.input_stride, p.rows, begin, rows, 1, first.inputs, p.xbar, p.ybar);
+        const bool present = p.proportional && p.ybar;
+        if (present) {
+            const Out below{spare, rows, first.input_stride};
+            down(first, rows, u, below);
+            scatter(below, p.rows, begin, rows, 1, first.inputs, p.xbar);
         }
-        for (int64_t i = begin * first.inputs; i < (begin + rows) * first.inputs; ++i)
-            p.xbar[i] = T(0);
+        for (int64_t b = begin; b < begin + rows; ++b)
+            for (int64_t i = 0; i < first.inputs; ++i)
+                p.xbar[b * first.inputs + i] = present ? p.ybar[b] * p.xbar[b * first.inputs + i] : T(0);
     }
 
     static bool is_curvature_free(Kind kind) {
@@ -362,13 +497,70 @@ struct Sweeps {
         }
     }
 
+    // A square of lanes x lanes numbers, in registers: in step s, the bits s of line and lane numbers change places.
+    static void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+        using Index = typename Math::Bits;
+        Register line[lanes];
+#pragma GCC unroll 16
+        for (int r = 0; r < lanes; ++r)
+            line[r] = V::load(from + r * from_stride);
+#pragma GCC unroll 8
+        for (int s = 1; s < lanes; s *= 2) {
+            Index low{}, high{};
+#pragma GCC unroll 16
+            for (int i = 0; i < lanes; ++i) {
+                low[i] = i & s ? lanes + i - s : i;
+                high[i] = i & s ? lanes + i : i + s;
+            }
+#pragma GCC unroll 16
+            for (int r = 0; r < lanes; ++r)
+                if (!(r & s)) {
+                    const Register first = line[r], second = line[r + s];
+                    line[r] = __builtin_shuffle(first, second, low);
+                    line[r + s] = __builtin_shuffle(first, second, high);
+                }
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < lanes; ++r)
+            V::store(to + r * to_stride, line[r]);
+    }
+
+    // to [columns, rows] = from [rows, columns] transposed.
     static void transpose(const T* from, int64_t rows, int64_t columns, int64_t from_stride, T* to, int64_t to_stride) {
-        constexpr int64_t block = 16;
-        for (int64_t r = 0; r < rows; r += block)
-            for (int64_t c = 0; c < columns; c += block)
-                for (int64_t j = c; j < columns && j < c + block; ++j)
-                    for (int64_t i = r; i < rows && i < r + block; ++i)
-                        to[j * to_stride + i] = from[i * from_stride + j];
+        const int64_t whole_rows = rows / lanes * lanes, whole_columns = columns / lanes * lanes;
+        for (int64_t r = 0; r < whole_rows; r += lanes)
+            for (int64_t c = 0; c < whole_columns; c += lanes)
+                transpose_square(from + r * from_stride + c, from_stride, to + c * to_stride + r, to_stride);
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t c = r < whole_rows ? whole_columns : 0; c < columns; ++c)
+                to[c * to_stride + r] = from[r * from_stride + c];
+    }
+
+    static void pack(const T* from, int64_t rows, int64_t columns, bool transposed, T* to) {
+        const Out matrix{to, rows, (columns + lanes - 1) / lanes * lanes};
+        for (int64_t j = 0; j < columns; j += panel<T>) {
+            const int64_t there = panel_width<T>(j, columns), width = matrix.width(j);
+            T* const block = matrix.at(0, j);
+            if (transposed) transpose(from + j * rows, there, rows, rows, block, width);
+            for (int64_t i = 0; i < rows; ++i) {
+                if (!transposed) __builtin_memcpy(block + i * width, from + i * columns + j, there * sizeof(T));
+                for (int64_t c = there; c < width; ++c)
+                    block[i * width + c] = T(0);
+            }
+        }
+    }
+
+    static void unpack(const T* from, int64_t rows, int64_t columns, bool transposed, T* to) {
+        const In matrix{from, rows, (columns + lanes - 1) / lanes * lanes};
+        for (int64_t j = 0; j < columns; j += panel<T>) {
+            const int64_t there = panel_width<T>(j, columns), width = matrix.width(j);
+            const T* const block = matrix.at(0, j);
+            if (transposed)
+                transpose(block, rows, there, width, to + j * rows, rows);
+            else
+                for (int64_t i = 0; i < rows; ++i)
+                    __builtin_memcpy(to + i * columns + j, block + i * width, there * sizeof(T));
+        }
     }
 
     static void activate(Kind kind, Settings settings, const T* z, int64_t count, T* value, T* slope, T* bend) {
@@ -384,8 +576,8 @@ struct Sweeps {
     }
 
     static const MlpKernels<T>& kernels() {
-        static constexpr MlpKernels<T> table{lanes,    forward_scratch, backward_scratch, forward,
-                                             backward, transpose,       activate};
+        static constexpr MlpKernels<T> table{lanes, forward_scratch, backward_scratch, forward, backward,
+                                             pack,  unpack,          activate};
         return table;
     }
 };

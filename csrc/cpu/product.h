@@ -1,6 +1,10 @@
 // Matrix products of a tile, in registers: C (+)= A B, with B's columns across the lanes and A broadcast.
 //
-// A may be given transposed: weight gradients are products over the rows. Widths of B and C are whole registers.
+// Matrices are cut into panels: 256 bytes of columns each (the last one maybe fewer), a panel's rows one after the
+// other without a gap. So the lines of a block are neighbours in memory, whatever the matrix's width: none evicts
+// another from the cache's sets, as rows a power of two apart do, and 64 rows of a panel fit into a third of the
+// first-level cache. A may be given transposed: weight gradients are products over the rows. Strides are whole
+// registers.
 
 #pragma once
 
@@ -53,8 +57,8 @@ GRADREG_FAST_INLINE void product_block(int64_t depth, const T* a, int64_t a_stri
 
 // C [rows, N registers]: blocks of M rows, and a smaller one for what is left.
 template <class T, int Bytes, int M, int N, bool Transposed>
-void product_panel(int64_t rows, int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c,
-                   int64_t c_stride, Start start, const T* bias) {
+void product_rows(int64_t rows, int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c,
+                  int64_t c_stride, Start start, const T* bias) {
     while (rows >= M) {
         product_block<T, Bytes, M, N, Transposed>(depth, a, a_stride, b, b_stride, c, c_stride, start, bias);
         a += M * (Transposed ? 1 : a_stride);
@@ -63,53 +67,94 @@ void product_panel(int64_t rows, int64_t depth, const T* a, int64_t a_stride, co
     }
     if constexpr (M > 1)
         if (rows > 0)
-            product_panel<T, Bytes, M - 1, N, Transposed>(rows, depth, a, a_stride, b, b_stride, c, c_stride, start,
-                                                          bias);
+            product_rows<T, Bytes, M - 1, N, Transposed>(rows, depth, a, a_stride, b, b_stride, c, c_stride, start,
+                                                         bias);
 }
 
-// C [rows, width] (+)= A B with A [rows, depth], or its transpose given, and B [depth, width]; whole registers wide.
+// C [rows, width] of one panel, whole registers wide.
 template <class T, int Bytes, bool Transposed>
-void product(int64_t rows, int64_t width, int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
-             T* c, int64_t c_stride, Start start, const T* bias = nullptr) {
+void panel_product(int64_t rows, int64_t width, int64_t depth, const T* a, int64_t a_stride, const T* b,
+                   int64_t b_stride, T* c, int64_t c_stride, Start start, const T* bias) {
     using V = Vector<T, Bytes>;
     // Sums in flight: 24 of 32 registers, or 12 of 16; wide ones first, for they broadcast least.
     constexpr int wide = Bytes == 64 ? 4 : 2;
-    constexpr int64_t deep = 128;  // lines of B at a time: N registers of each stay in the first-level cache
-    for (int64_t k = 0; k < depth; k += deep) {
-        const int64_t lines = depth - k < deep ? depth - k : deep;
-        const Start begin = k == 0 ? start : Start::Accumulate;
-        const T* from = a + k * (Transposed ? a_stride : 1);
-        const T* with = b + k * b_stride;
-        int64_t j = 0;
-        for (; j + wide * V::lanes <= width; j += wide * V::lanes)
-            product_panel<T, Bytes, 6, wide, Transposed>(rows, lines, from, a_stride, with + j, b_stride, c + j,
-                                                         c_stride, begin, bias + j);
-        if (wide > 2 && j + 2 * V::lanes <= width) {
-            product_panel<T, Bytes, 8, 2, Transposed>(rows, lines, from, a_stride, with + j, b_stride, c + j, c_stride,
-                                                      begin, bias + j);
-            j += 2 * V::lanes;
-        }
-        if (j < width)
-            product_panel<T, Bytes, 8, 1, Transposed>(rows, lines, from, a_stride, with + j, b_stride, c + j, c_stride,
-                                                      begin, bias + j);
+    int64_t j = 0;
+    for (; j + wide * V::lanes <= width; j += wide * V::lanes)
+        product_rows<T, Bytes, 6, wide, Transposed>(rows, depth, a, a_stride, b + j, b_stride, c + j, c_stride, start,
+                                                    bias ? bias + j : nullptr);
+    if (wide > 2 && j + 2 * V::lanes <= width) {
+        product_rows<T, Bytes, 8, 2, Transposed>(rows, depth, a, a_stride, b + j, b_stride, c + j, c_stride, start,
+                                                 bias ? bias + j : nullptr);
+        j += 2 * V::lanes;
     }
+    if (j < width)
+        product_rows<T, Bytes, 8, 1, Transposed>(rows, depth, a, a_stride, b + j, b_stride, c + j, c_stride, start,
+                                                 bias ? bias + j : nullptr);
+}
+
+// Columns in a panel.
+template <class T>
+constexpr int64_t panel = 256 / sizeof(T);
+
+// And in the one that starts at this column, of a matrix with so many columns.
+template <class T>
+GRADREG_FAST_INLINE int64_t panel_width(int64_t column, int64_t columns) {
+    return columns - column < panel<T> ? columns - column : panel<T>;
+}
+
+// A matrix in panels: [lines, stride], seen from line `first` on.
+template <class T>
+struct Matrix {
+    T* base;
+    int64_t lines, stride;
+    int64_t first = 0;
+
+    Matrix from(int64_t line) const { return {base, lines, stride, first + line}; }
+    operator Matrix<const T>() const { return {base, lines, stride, first}; }
+    GRADREG_FAST_INLINE int64_t width(int64_t column) const { return panel_width<T>(column, stride); }
+    // The first number of a line in the panel that starts at this column.
+    GRADREG_FAST_INLINE T* at(int64_t line, int64_t column) const {
+        return base + lines * column + (first + line) * width(column);
+    }
+};
+
+// The first `rows` lines of C (+)= A B, with A [rows, depth] and B [depth, width].
+template <class T, int Bytes>
+void product(int64_t rows, int64_t depth, Matrix<const T> a, Matrix<const T> b, Matrix<T> c, Start start,
+             const T* bias = nullptr) {
+    for (int64_t j = 0; j < c.stride; j += panel<T>)
+        for (int64_t k = 0; k < depth; k += panel<T>)
+            panel_product<T, Bytes, false>(rows, c.width(j), panel_width<T>(k, depth), a.at(0, k), a.width(k),
+                                           b.at(k, j), b.width(j), c.at(0, j), c.width(j),
+                                           k == 0 ? start : Start::Accumulate, bias ? bias + j : nullptr);
+}
+
+// C [width of A, width of B] (+)= A^T B over the first `rows` lines of both.
+template <class T, int Bytes>
+void outer_product(int64_t rows, Matrix<const T> a, Matrix<const T> b, Matrix<T> c, Start start) {
+    for (int64_t j = 0; j < c.stride; j += panel<T>)
+        for (int64_t i = 0; i < c.lines; i += panel<T>)
+            panel_product<T, Bytes, true>(panel_width<T>(i, c.lines), c.width(j), rows, a.at(0, i), a.width(i),
+                                          b.at(0, j), b.width(j), c.at(i, j), c.width(j), start, nullptr);
 }
 
 // C [rows, width] = A B^T (+ bias) for narrow C, B^T given as [width, depth]: lanes run along the sums.
 template <class T, int Bytes>
-void narrow_product(int64_t rows, int64_t width, int64_t depth, const T* a, int64_t a_row, const T* b, int64_t b_row,
-                    T* c, int64_t c_row, const T* bias) {
+void narrow_product(int64_t rows, int64_t width, Matrix<const T> a, Matrix<const T> b, Matrix<T> c, const T* bias) {
     using V = Vector<T, Bytes>;
-    for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t j = 0; j < width; ++j) {
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < c.stride; ++j) {
+            T* to = c.at(i, j / panel<T> * panel<T>) + j % panel<T>;
+            *to = T(0);
+            if (j >= width) continue;
             typename V::T sum{};
-            for (int64_t k = 0; k < depth; k += V::lanes)
-                sum += V::load(a + i * a_row + k) * V::load(b + j * b_row + k);
-            c[i * c_row + j] = V::sum(sum) + (bias ? bias[j] : T(0));
+            for (int64_t k = 0; k < a.stride; k += panel<T>) {
+                const T *left = a.at(i, k), *right = b.at(j, k);
+                for (int64_t lane = 0; lane < a.width(k); lane += V::lanes)
+                    sum += V::load(left + lane) * V::load(right + lane);
+            }
+            *to = V::sum(sum) + (bias ? bias[j] : T(0));
         }
-        for (int64_t j = width; j < c_row; ++j)
-            c[i * c_row + j] = T(0);
-    }
 }
 
 // Whether lanes along the sums take fewer steps: a sum across a register costs about eight products.

@@ -193,12 +193,12 @@ def test_operations_are_registered_properly():
     x = torch.randn(5, 3)
     weights, biases = [torch.randn(4, 3), torch.randn(2, 4)], [torch.randn(4), None]
     kinds, settings = [4, 0], [0.0] * 4
-    forward = (x, None, weights, biases, kinds, settings, 1, False, True)
+    forward = (x, None, None, None, weights, biases, kinds, settings, 0, 1, False, True)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.gradreg_fast.mlp_forward_pull.default, forward, test_utils=checks)
-    kept = torch.ops.gradreg_fast.mlp_forward_pull(*forward)[2]
-    backward = (x, None, kept, weights, kinds, settings, 1, False, torch.randn(5, 2), torch.randn(1, 5, 3))
-    arguments = (*backward, [1, 0, 1, 1, 1, 0])
+    kept = torch.ops.gradreg_fast.mlp_forward_pull(*forward)[3]
+    backward = (x, None, None, kept, weights, kinds, settings, 0, 1, False, torch.randn(5, 2), torch.randn(1, 5, 3))
+    arguments = (*backward, None, [1, 0, 1, 1, 1, 0])
     torch.library.opcheck(torch.ops.gradreg_fast.mlp_push_adjoint.default, arguments, test_utils=checks)
     torch.library.opcheck(torch.ops.gradreg_fast.activation.default, (x, 4, [0.0, 0.0]), test_utils=checks)
 
@@ -223,10 +223,13 @@ def test_wrong_arguments_are_named(change, message):
     arguments = {
         "x": torch.randn(5, 3),
         "cotangent": None,
+        "target": None,
+        "offset": None,
         "weights": [torch.randn(4, 3), torch.randn(2, 4)],
         "biases": [torch.randn(4), None],
         "kinds": [4, 0],
         "settings": [0.0] * 4,
+        "loss": 0,
         "stack": 1,
         "unit_seed": False,
         "keep": True,
