@@ -15,6 +15,9 @@
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "cpu/capability.h"
 
@@ -107,6 +110,20 @@ class Scratch {
     };
     std::unique_ptr<T, Free> memory;
 };
+
+// New memory whose first use costs a page fault for every two megabytes instead of every four kilobytes, where the
+// system can: blocks of some size come fresh from it at every call.
+Tensor new_memory(const Tensor& like, int64_t count) {
+    Tensor memory = torch::stable::new_empty(like, {count});
+#if defined(__linux__)
+    constexpr uintptr_t page = 2 << 20;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());
+    const uintptr_t begin = (address + page - 1) / page * page,
+                    end = (address + memory.numel() * memory.element_size()) / page * page;
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: may fail
+#endif
+    return memory;
+}
 
 // A network's tensors and settings, checked, in the terms of mlp.h.
 struct Network {
@@ -299,7 +316,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional c
     Tensor y = torch::stable::new_empty(x, {rows, outputs});
     Tensor g = torch::stable::new_empty(x, {stack, rows, x.size(1)});
     Tensor norms = torch::stable::new_empty(x, {rows});
-    Tensor kept = torch::stable::new_empty(x, {places.total});
+    Tensor kept = new_memory(x, places.total);
     const auto run = single ? run_forward<float> : run_forward<double>;
     run(network, x, cotangent, checked, offset, biases, places, stack, unit_seed, y, g, norms, kept);
     return {y, g, norms, kept};

@@ -497,29 +497,17 @@ struct Sweeps {
         }
     }
 
-    // A square of lanes x lanes numbers, in registers: in step s, the bits s of line and lane numbers change places.
+    // A square of lanes x lanes numbers, in registers.
     static void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
-        using Index = typename Math::Bits;
         Register line[lanes];
 #pragma GCC unroll 16
         for (int r = 0; r < lanes; ++r)
             line[r] = V::load(from + r * from_stride);
 #pragma GCC unroll 8
-        for (int s = 1; s < lanes; s *= 2) {
-            Index low{}, high{};
-#pragma GCC unroll 16
-            for (int i = 0; i < lanes; ++i) {
-                low[i] = i & s ? lanes + i - s : i;
-                high[i] = i & s ? lanes + i : i + s;
-            }
+        for (int s = 1; s < lanes; s *= 2)
 #pragma GCC unroll 16
             for (int r = 0; r < lanes; ++r)
-                if (!(r & s)) {
-                    const Register first = line[r], second = line[r + s];
-                    line[r] = __builtin_shuffle(first, second, low);
-                    line[r + s] = __builtin_shuffle(first, second, high);
-                }
-        }
+                if (!(r & s)) exchange<T, Bytes>(line[r], line[r + s], s);
 #pragma GCC unroll 16
         for (int r = 0; r < lanes; ++r)
             V::store(to + r * to_stride, line[r]);

@@ -138,30 +138,68 @@ void outer_product(int64_t rows, Matrix<const T> a, Matrix<const T> b, Matrix<T>
                                           b.at(0, j), b.width(j), c.at(i, j), c.width(j), start, nullptr);
 }
 
-// C [rows, width] = A B^T (+ bias) for narrow C, B^T given as [width, depth]: lanes run along the sums.
+// Let the bits s of line and lane numbers change places in two lines that differ in bit s alone.
+template <class T, int Bytes>
+GRADREG_FAST_INLINE void exchange(typename Vector<T, Bytes>::T& first, typename Vector<T, Bytes>::T& second, int s) {
+    constexpr int lanes = Vector<T, Bytes>::lanes;
+    typename VectorMath<T, Bytes>::Bits low{}, high{};
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) {
+        low[i] = i & s ? lanes + i - s : i;
+        high[i] = i & s ? lanes + i : i + s;
+    }
+    const typename Vector<T, Bytes>::T upper = __builtin_shuffle(first, second, low);
+    second = __builtin_shuffle(first, second, high);
+    first = upper;
+}
+
+// Lane r of the result is the sum of line r.
+template <class T, int Bytes>
+GRADREG_FAST_INLINE typename Vector<T, Bytes>::T sums_of_lines(typename Vector<T, Bytes>::T* line) {
+#pragma GCC unroll 8
+    for (int s = Vector<T, Bytes>::lanes / 2; s > 0; s /= 2)
+#pragma GCC unroll 16
+        for (int r = 0; r < s; ++r) {
+            exchange<T, Bytes>(line[r], line[r + s], s);
+            line[r] += line[r + s];
+        }
+    return line[0];
+}
+
+// The first `rows` lines of C [rows, width] = A B^T (+ bias) for narrow C, B^T given as [width, depth]: lanes run along
+// the sums, which as many rows as there are lanes finish together.
 template <class T, int Bytes>
 void narrow_product(int64_t rows, int64_t width, Matrix<const T> a, Matrix<const T> b, Matrix<T> c, const T* bias) {
     using V = Vector<T, Bytes>;
-    for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < c.stride; ++j) {
-            T* to = c.at(i, j / panel<T> * panel<T>) + j % panel<T>;
-            *to = T(0);
-            if (j >= width) continue;
-            typename V::T sum{};
+    for (int64_t j = 0; j < c.stride; j += V::lanes)
+        for (int64_t i = 0; i < rows; ++i)
+            V::store(c.at(i, j / panel<T> * panel<T>) + j % panel<T>, typename V::T{});
+    for (int64_t first = 0; first < rows; first += V::lanes) {
+        const int64_t count = rows - first < V::lanes ? rows - first : V::lanes;
+        for (int64_t j = 0; j < width; ++j) {
+            typename V::T sums[V::lanes]{};
             for (int64_t k = 0; k < a.stride; k += panel<T>) {
-                const T *left = a.at(i, k), *right = b.at(j, k);
-                for (int64_t lane = 0; lane < a.width(k); lane += V::lanes)
-                    sum += V::load(left + lane) * V::load(right + lane);
+                const T* const right = b.at(j, k);
+                for (int64_t i = 0; i < count; ++i) {
+                    const T* const left = a.at(first + i, k);
+                    typename V::T sum = sums[i];
+                    for (int64_t lane = 0; lane < a.width(k); lane += V::lanes)
+                        sum += V::load(left + lane) * V::load(right + lane);
+                    sums[i] = sum;
+                }
             }
-            *to = V::sum(sum) + (bias ? bias[j] : T(0));
+            const typename V::T total = sums_of_lines<T, Bytes>(sums) + (bias ? bias[j] : T(0));
+            for (int64_t i = 0; i < count; ++i)
+                c.at(first + i, j / panel<T> * panel<T>)[j % panel<T>] = total[i];
         }
+    }
 }
 
-// Whether lanes along the sums take fewer steps: a sum across a register costs about eight products.
+// Whether lanes along the sums take less time: no register is used twice, and a sum across one costs three products.
 template <class T, int Bytes>
 bool is_narrow(int64_t width, int64_t width_stride, int64_t depth, int64_t depth_stride) {
     constexpr int lanes = Vector<T, Bytes>::lanes;
-    return width * (depth_stride / lanes + 8) < depth * (width_stride / lanes);
+    return 3 * width * (depth_stride / lanes + 3) < 2 * depth * (width_stride / lanes);
 }
 
 }  // namespace gradreg_fast
