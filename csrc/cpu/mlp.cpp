@@ -155,13 +155,19 @@ struct Network {
     int64_t element_size() const { return type == ScalarType::Float ? 4 : 8; }
 };
 
+// Whether a product may read a weight as it is: rows of whole registers that are not a multiple of a kilobyte apart,
+// since such would evict one another from the first-level cache, or that are no wider than a panel.
+bool serves_plain(int64_t inputs, int64_t lanes, int64_t element_size) {
+    const int64_t bytes = inputs * element_size;
+    return inputs % lanes == 0 && (bytes <= 256 || bytes % 1024 != 0);
+}
+
 // Where a layer's packed parameters and kept values are in one piece of memory.
 struct Places {
     std::vector<int64_t> weight, transposed, bias, state, cotangent;  // -1: not there
     int64_t total = 0;
 
     Places(const Network& network, int64_t lanes, int64_t rows, int64_t stack, bool keep) {
-        const int64_t panel = 256 / network.element_size();  // one panel without a ragged end is the matrix itself
         const auto take = [this](int64_t count, bool present) {
             const int64_t place = present ? total : -1;
             if (present) total += count;
@@ -170,7 +176,7 @@ struct Places {
         for (const Tensor& matrix : network.weights) {
             const int64_t outputs = matrix.size(0), inputs = matrix.size(1);
             const int64_t output_stride = round_up(outputs, lanes), input_stride = round_up(inputs, lanes);
-            weight.push_back(take(outputs * input_stride, input_stride != inputs || inputs > panel));
+            weight.push_back(take(outputs * input_stride, !serves_plain(inputs, lanes, network.element_size())));
             transposed.push_back(take(inputs * output_stride, true));
             bias.push_back(take(output_stride, true));
             state.push_back(take(rows * output_stride, keep));
@@ -188,7 +194,7 @@ std::vector<Layer<T>> layers_of(const Network& network, const Places& places, in
         const auto at = [memory](int64_t place) { return place < 0 ? nullptr : memory + place; };
         layers.push_back({inputs, outputs, round_up(inputs, lanes), round_up(outputs, lanes), Kind(network.kinds[l]),
                           Settings{network.settings[2 * l], network.settings[2 * l + 1]},
-                          places.weight[l] < 0 ? data<T>(weight) : memory + places.weight[l],
+                          places.weight[l] < 0 ? data<T>(weight) : memory + places.weight[l], places.weight[l] < 0,
                           memory + places.transposed[l], memory + places.bias[l], at(places.state[l]),
                           at(places.cotangent[l])});
     }
@@ -209,19 +215,21 @@ void pack(const Network& network, const std::vector<Optional>& biases, const Pla
     }
 }
 
-constexpr int64_t tile_rows = 48;         // fill the register blocks of product.h, and leave the tile in cache
-constexpr int64_t thread_work = 1 << 18;  // multiplications that pay for waking a thread
+constexpr int64_t tile_rows = 48;            // fill the register blocks of product.h, and leave the tile in cache
+constexpr int64_t cached_weights = 1 << 18;  // beyond, larger tiles: weights come from a further cache for each
+constexpr int64_t thread_work = 1 << 18;     // multiplications that pay for waking a thread
 
 // How a batch is split: into tiles by the stack's size alone, for both operations must agree; whole tiles to threads by
 // the sizes and the number of threads, so that sums are reproducible.
 struct Split {
     int64_t tile, threads, rows_each;
 
-    Split(const Network& network, int64_t rows, int64_t stack)
-        : tile(std::max<int64_t>(tile_rows / std::max<int64_t>(stack, 1), 8)) {
+    Split(const Network& network, int64_t rows, int64_t stack) {
         int64_t weights = 0;
         for (const Tensor& weight : network.weights)
             weights += weight.size(0) * weight.size(1);
+        const int64_t lines = weights > cached_weights ? 2 * tile_rows : tile_rows;
+        tile = std::max<int64_t>(lines / std::max<int64_t>(stack, 1), 8);
         const int64_t work = rows * std::max<int64_t>(stack, 1) * weights;
         const int64_t workers =
             std::max<int64_t>(std::min<int64_t>(torch::stable::get_num_threads(), work / thread_work), 1);
@@ -322,31 +330,38 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional c
     return {y, g, norms, kept};
 }
 
-// Each thread's sums of parameter gradients: place of each weight's and bias's within them, -1 where not wanted.
+// A thread's sums of parameter gradients: place of each weight's and bias's within them, -1 where not wanted. Weights
+// whose rows are whole registers are summed in plain rows; the first thread's sums of these are the results themselves.
 struct Sums {
     std::vector<int64_t> weight, bias;
-    std::vector<bool> transposed;
-    int64_t total = 0;
+    std::vector<bool> transposed, plain;
+    int64_t packed = 0, total = 0;  // size of the first thread's sums, and of the others'
 
     Sums(const Network& network, const std::vector<int64_t>& wanted, int64_t lanes) {
+        const auto take = [this](int64_t count, bool present) {
+            const int64_t place = present ? total : -1;
+            if (present) total += round_up(count, 16);
+            return place;
+        };
         for (int64_t l = 0; l < network.depth(); ++l) {
             const int64_t outputs = network.weights[l].size(0), inputs = network.weights[l].size(1);
             const int64_t straight = outputs * round_up(inputs, lanes), turned = inputs * round_up(outputs, lanes);
             transposed.push_back(turned < straight);
-            weight.push_back(wanted[2 + 2 * l] ? total : -1);
-            if (wanted[2 + 2 * l]) total += round_up(std::min(straight, turned), 16);
-            bias.push_back(wanted[3 + 2 * l] ? total : -1);
-            if (wanted[3 + 2 * l]) total += round_up(outputs, 16);
+            plain.push_back(!transposed[l] && inputs % lanes == 0);
+            weight.push_back(take(std::min(straight, turned), wanted[2 + 2 * l] && !plain[l]));
+            bias.push_back(take(outputs, wanted[3 + 2 * l]));
         }
+        packed = total;
+        for (int64_t l = 0; l < network.depth(); ++l)
+            if (plain[l]) weight[l] = take(network.weights[l].numel(), wanted[2 + 2 * l]);
     }
 };
 
-// Add the threads' sums [count] to the first one's, in the order of the threads.
+// to [count] += from
 template <class T>
-void add_up(T* sums, int64_t threads, int64_t distance, int64_t count) {
-    for (int64_t thread = 1; thread < threads; ++thread)
-        for (int64_t i = 0; i < count; ++i)
-            sums[i] += sums[thread * distance + i];
+void add_to(T* to, const T* from, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+        to[i] += from[i];
 }
 
 template <class T>
@@ -380,49 +395,55 @@ void run_backward(const Network& network, const Tensor& x, const Optional& cotan
     problem.ybar = data<T>(ybar);
     problem.gbar = data<T>(gbar);
 
-    for (size_t i = 0; i < wanted.size(); ++i) {
-        if (!wanted[i]) continue;
-        if (i == 0) {
-            results.push_back(torch::stable::new_empty(x, {rows, x.size(1)}));
-            problem.xbar = mutable_data<T>(results.back());
-        } else if (i == 1) {
-            results.push_back(torch::stable::new_empty(x, {stack, rows, network.outputs()}));
-            problem.cotangent_bar = mutable_data<T>(results.back());
-        } else {
-            const Tensor& weight = network.weights[i / 2 - 1];
-            results.push_back(i % 2 == 0 ? torch::stable::new_empty(x, {weight.size(0), weight.size(1)})
-                                         : torch::stable::new_empty(x, {weight.size(0)}));
-        }
+    std::vector<T*> weights(depth, nullptr), biases(depth, nullptr);  // results
+    const auto result = [&](std::initializer_list<int64_t> shape) {
+        results.push_back(torch::stable::new_empty(x, shape));
+        return mutable_data<T>(results.back());
+    };
+    if (wanted[0]) problem.xbar = result({rows, x.size(1)});
+    if (wanted[1]) problem.cotangent_bar = result({stack, rows, network.outputs()});
+    for (int64_t l = 0; l < depth; ++l) {
+        const int64_t outputs = network.weights[l].size(0), inputs = network.weights[l].size(1);
+        if (wanted[2 + 2 * l]) weights[l] = result({outputs, inputs});
+        if (wanted[3 + 2 * l]) biases[l] = result({outputs});
     }
     STD_TORCH_CHECK(!problem.cotangent_bar || gbar, "the cotangent has a gradient only where g has");
 
     const Split split(network, rows, stack);
     const int64_t own = round_up(kernel.backward_scratch(problem, split.tile), 64);
-    const int64_t distance = own + round_up(sums.total, 64);
-    const Scratch<T> scratch(split.threads * distance);
-    T* const base = scratch.get();
-    T* const first = base + own;  // the first thread's sums
-    if (rows == 0) std::fill_n(first, sums.total, T(0));
+    const int64_t first = own + round_up(sums.packed, 64), other = own + round_up(sums.total, 64);
+    const Scratch<T> scratch(first + (split.threads - 1) * other);
+    const auto block = [&](int64_t thread) { return scratch.get() + (thread ? first + (thread - 1) * other : 0); };
     split.each(rows, [&](int64_t thread, int64_t begin, int64_t end) {
-        T* const sum = first + thread * distance;
+        T* const sum = block(thread) + own;
         LayerGradient<T> gradients[max_depth];
-        for (int64_t l = 0; l < depth; ++l)
-            gradients[l] = {sums.weight[l] < 0 ? nullptr : sum + sums.weight[l],
-                            sums.bias[l] < 0 ? nullptr : sum + sums.bias[l], bool(sums.transposed[l])};
+        for (int64_t l = 0; l < depth; ++l) {
+            T* const weight = sums.plain[l] && thread == 0 ? weights[l] : sum + sums.weight[l];
+            gradients[l] = {weights[l] ? weight : nullptr, biases[l] ? sum + sums.bias[l] : nullptr,
+                            bool(sums.transposed[l]), bool(sums.plain[l])};
+        }
         PushAdjoint<T> mine = problem;
         mine.gradients = gradients;
-        kernel.backward(mine, begin, end, split.tile, base + thread * distance);
+        kernel.backward(mine, begin, end, split.tile, block(thread));
     });
-    add_up(first, split.threads, distance, sums.total);
 
-    size_t result = (wanted[0] ? 1 : 0) + (wanted[1] ? 1 : 0);
+    T* const sum = block(0) + own;
+    if (rows == 0) std::fill_n(sum, sums.packed, T(0));
+    for (int64_t thread = 1; thread < split.threads; ++thread)
+        add_to(sum, block(thread) + own, sums.packed);
     for (int64_t l = 0; l < depth; ++l) {
         const int64_t outputs = network.weights[l].size(0), inputs = network.weights[l].size(1);
         const bool turned = sums.transposed[l];
-        if (sums.weight[l] >= 0)
-            kernel.unpack(first + sums.weight[l], turned ? inputs : outputs, turned ? outputs : inputs, turned,
-                          mutable_data<T>(results[result++]));
-        if (sums.bias[l] >= 0) std::copy_n(first + sums.bias[l], outputs, mutable_data<T>(results[result++]));
+        if (biases[l]) std::copy_n(sum + sums.bias[l], outputs, biases[l]);
+        if (!weights[l]) continue;
+        if (!sums.plain[l]) {
+            kernel.unpack(sum + sums.weight[l], turned ? inputs : outputs, turned ? outputs : inputs, turned,
+                          weights[l]);
+            continue;
+        }
+        if (rows == 0) std::fill_n(weights[l], outputs * inputs, T(0));
+        for (int64_t thread = 1; thread < split.threads; ++thread)
+            add_to(weights[l], block(thread) + own + sums.weight[l], outputs * inputs);
     }
 }
 

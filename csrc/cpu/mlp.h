@@ -33,7 +33,8 @@ struct Layer {
     int64_t input_stride, output_stride;  // and their strides
     Kind kind;
     Settings settings;
-    const T* weight;      // W in panels [outputs, input_stride], zero behind the width
+    const T* weight;      // W [outputs, input_stride] in panels, or in plain rows; zero behind the width
+    bool plain;           // which of the two
     const T* transposed;  // W^T in panels [inputs, output_stride], likewise
     const T* bias;        // [output_stride], likewise; zero without a bias
     T* state;             // what `derivatives` takes, [B, output_stride]; null: not kept
@@ -59,9 +60,10 @@ struct ForwardPull {
 // A layer's own gradients: one thread's partial sums.
 template <class T>
 struct LayerGradient {
-    T* weight;        // panels [outputs, input_stride], or [inputs, output_stride] if `transposed`; null: not wanted
+    T* weight;        // [outputs, input_stride], or [inputs, output_stride] if `transposed`; null: not wanted
     T* bias;          // [output_stride]; null: not wanted
     bool transposed;  // whichever wastes fewer lanes
+    bool plain;       // in plain rows, not in panels
 };
 
 template <class T>

@@ -137,7 +137,9 @@ struct Sweeps {
         product<T, Bytes>(rows, layer.outputs, u, weight_of(layer), below, Start::Zero);
     }
 
-    static In weight_of(const Layer<T>& layer) { return {layer.weight, layer.outputs, layer.input_stride}; }
+    static In weight_of(const Layer<T>& layer) {
+        return {layer.weight, layer.outputs, layer.input_stride, 0, layer.plain};
+    }
     static In transposed_of(const Layer<T>& layer) { return {layer.transposed, layer.inputs, layer.output_stride}; }
 
     // Add sum_r left_r (x) right_r over the first `rows` lines to the weight's gradient.
@@ -145,10 +147,12 @@ struct Sweeps {
                           bool accumulate) {
         if (gradient.weight == nullptr) return;
         const Start start = accumulate ? Start::Accumulate : Start::Zero;
+        const Out straight{gradient.weight, layer.outputs, layer.input_stride, 0, gradient.plain};
+        const Out turned{gradient.weight, layer.inputs, layer.output_stride, 0, gradient.plain};
         if (gradient.transposed)
-            outer_product<T, Bytes>(rows, right, left, {gradient.weight, layer.inputs, layer.output_stride}, start);
+            outer_product<T, Bytes>(rows, right, left, turned, start);
         else
-            outer_product<T, Bytes>(rows, left, right, {gradient.weight, layer.outputs, layer.input_stride}, start);
+            outer_product<T, Bytes>(rows, left, right, straight, start);
     }
 
     // Rows [begin, begin + rows) of a stack [K, B, width] to lines of a matrix, zeros behind, times 2 weight.

@@ -102,19 +102,24 @@ GRADREG_FAST_INLINE int64_t panel_width(int64_t column, int64_t columns) {
     return columns - column < panel<T> ? columns - column : panel<T>;
 }
 
-// A matrix in panels: [lines, stride], seen from line `first` on.
+// A matrix [lines, stride], seen from line `first` on: in panels, or in plain rows, which serve as well where nobody
+// walks down its columns or where its rows do not fall into few of the cache's sets.
 template <class T>
 struct Matrix {
     T* base;
     int64_t lines, stride;
     int64_t first = 0;
+    bool plain = false;
 
-    Matrix from(int64_t line) const { return {base, lines, stride, first + line}; }
-    operator Matrix<const T>() const { return {base, lines, stride, first}; }
+    Matrix from(int64_t line) const { return {base, lines, stride, first + line, plain}; }
+    operator Matrix<const T>() const { return {base, lines, stride, first, plain}; }
+    // Columns of the panel that starts at this one.
     GRADREG_FAST_INLINE int64_t width(int64_t column) const { return panel_width<T>(column, stride); }
-    // The first number of a line in the panel that starts at this column.
+    // From one of its lines to the next.
+    GRADREG_FAST_INLINE int64_t step(int64_t column) const { return plain ? stride : width(column); }
+    // Its first number in this line.
     GRADREG_FAST_INLINE T* at(int64_t line, int64_t column) const {
-        return base + lines * column + (first + line) * width(column);
+        return base + (plain ? column : lines * column) + (first + line) * step(column);
     }
 };
 
@@ -124,8 +129,8 @@ void product(int64_t rows, int64_t depth, Matrix<const T> a, Matrix<const T> b, 
              const T* bias = nullptr) {
     for (int64_t j = 0; j < c.stride; j += panel<T>)
         for (int64_t k = 0; k < depth; k += panel<T>)
-            panel_product<T, Bytes, false>(rows, c.width(j), panel_width<T>(k, depth), a.at(0, k), a.width(k),
-                                           b.at(k, j), b.width(j), c.at(0, j), c.width(j),
+            panel_product<T, Bytes, false>(rows, c.width(j), panel_width<T>(k, depth), a.at(0, k), a.step(k),
+                                           b.at(k, j), b.step(j), c.at(0, j), c.step(j),
                                            k == 0 ? start : Start::Accumulate, bias ? bias + j : nullptr);
 }
 
@@ -134,8 +139,8 @@ template <class T, int Bytes>
 void outer_product(int64_t rows, Matrix<const T> a, Matrix<const T> b, Matrix<T> c, Start start) {
     for (int64_t j = 0; j < c.stride; j += panel<T>)
         for (int64_t i = 0; i < c.lines; i += panel<T>)
-            panel_product<T, Bytes, true>(panel_width<T>(i, c.lines), c.width(j), rows, a.at(0, i), a.width(i),
-                                          b.at(0, j), b.width(j), c.at(i, j), c.width(j), start, nullptr);
+            panel_product<T, Bytes, true>(panel_width<T>(i, c.lines), c.width(j), rows, a.at(0, i), a.step(i),
+                                          b.at(0, j), b.step(j), c.at(i, j), c.step(j), start, nullptr);
 }
 
 // Let the bits s of line and lane numbers change places in two lines that differ in bit s alone.

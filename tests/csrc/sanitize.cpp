@@ -41,10 +41,11 @@ void run(const MlpKernels<T>& kernels, const std::vector<int64_t>& widths, Kind 
     for (int64_t l = 0; l < depth; ++l) {
         const int64_t d = widths[l], n = widths[l + 1], d_stride = round_up(d, lanes), n_stride = round_up(n, lanes);
         layers.push_back({d, n, d_stride, n_stride, l + 1 < depth ? kind : Kind::Identity, Settings{1.5, 20},
-                          take(n * d_stride), take(d * n_stride), take(n_stride), take(rows * n_stride),
-                          take(rows * stack * n_stride)});
+                          take(n * d_stride), kind == Kind::ReLU, take(d * n_stride), take(n_stride),
+                          take(rows * n_stride), take(rows * stack * n_stride)});
         const bool transposed = d * n_stride < n * d_stride;
-        gradients.push_back({take(transposed ? d * n_stride : n * d_stride), take(n_stride), transposed});
+        gradients.push_back(
+            {take(transposed ? d * n_stride : n * d_stride), take(n_stride), transposed, kind == Kind::ReLU});
     }
     const bool curvature_free = kind == Kind::ReLU || kind == Kind::LeakyReLU || kind == Kind::Identity;
     const bool unit_seed = curvature_free && stack == 1 && outputs == 1;
@@ -55,8 +56,11 @@ void run(const MlpKernels<T>& kernels, const std::vector<int64_t>& widths, Kind 
                                  unit_seed,
                                  take(rows * inputs),
                                  take(stack * rows * outputs),
+                                 Target<T>{Loss::None, nullptr, nullptr},
+                                 take(stack * rows * inputs),
                                  take(rows * outputs),
-                                 take(stack * rows * inputs)};
+                                 take(stack * rows * inputs),
+                                 take(rows)};
     T* scratch = take(kernels.forward_scratch(forward, tile));
     kernels.forward(forward, 0, rows, tile, scratch);
 
