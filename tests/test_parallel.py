@@ -13,20 +13,19 @@ import gradreg_fast
 from gradreg_fast import functional
 from tests.parity import is_opaque
 
-pytestmark = pytest.mark.usefixtures("each_backend")
-
 CALLERS = 4
-TARGET = torch.zeros(517, dtype=torch.long)
+ROWS = 2053
+TARGET = torch.zeros(ROWS, 3, 2)
 
 
 def network(outputs):
-    """Enough work with 517 rows for two threads a call."""
+    """Enough work for two threads a call, and long enough to be interrupted."""
     return nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, outputs))
 
 
-PENALTIES = {
+PENALTIES = {  # two in kernels, where there are any, and one never
     "critic": (1, functional.gradient_penalty),
-    "several outputs": (3, lambda model, x: functional.double_backprop(model, x, TARGET)),
+    "several outputs": (3, lambda model, x: functional.gradient_matching(model, x, TARGET)),
     "projections": (3, lambda model, x: functional.jacobian_frobenius(model, x, 2, torch.Generator().manual_seed(0))),
 }
 
@@ -71,7 +70,7 @@ def test_threads_get_the_bits_of_one(name, shared, two_threads):
     """The models are new to all of them."""
     outputs, penalty = PENALTIES[name]
     models = [network(outputs)] * CALLERS if shared else [network(outputs) for _ in range(CALLERS)]
-    batches = torch.randn(CALLERS, 517, 2)
+    batches = torch.randn(CALLERS, ROWS, 2)
 
     def steps(model, x):
         return [step(penalty, model, x) for _ in range(10)]
@@ -135,9 +134,10 @@ class Gradients(Dataset):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere system libraries do not survive a fork")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="autograd with a GPU refuses to run in forked children")
+@pytest.mark.usefixtures("each_backend")
 def test_forked_children_take_steps_after_their_parent(two_threads):
     """A loader's worker, with a model that is new to it and one that is not."""
-    steps = Gradients([network(1), network(1)], torch.randn(517, 2))
+    steps = Gradients([network(1), network(1)], torch.randn(ROWS, 2))
     steps[0]
     child = DataLoader(steps, num_workers=1, multiprocessing_context="fork", batch_size=None, timeout=60)
     found = list(child)
