@@ -134,6 +134,7 @@ class Gradients(Dataset):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere system libraries do not survive a fork")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="autograd with a GPU refuses to run in forked children")
+@pytest.mark.filterwarnings("ignore:.*fork")  # of Python and JAX, where other tests have left threads
 @pytest.mark.usefixtures("each_backend")
 def test_forked_children_take_steps_after_their_parent(two_threads):
     """A loader's worker, with a model that is new to it and one that is not."""
