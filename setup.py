@@ -71,11 +71,6 @@ def kernels():
             except Exception as error:
                 print(f"gradreg_fast: the kernels are not compiled now ({error})")
 
-        def copy_extensions_to_source(self):
-            """Copy what was built into an editable install."""
-            if all(Path(self.get_ext_fullpath(extension.name)).exists() for extension in self.extensions):
-                super().copy_extensions_to_source()
-
     extension = CppExtension(
         build.MODULE,
         [f"csrc/{name}" for name in build.SOURCES],

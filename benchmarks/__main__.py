@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks train | speed | plot`, each with `--help`."""
+"""The command line: `python -m benchmarks train | speed | overhead | plot`, each with `--help`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main() -> None:
 
 def _parser():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Train with gradreg_fast, or time it.")
-    commands = parser.add_subparsers(required=True, metavar="train | speed | plot")
+    commands = parser.add_subparsers(required=True, metavar="train | speed | overhead | plot")
     cores = len(machine.cores())
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -43,10 +43,13 @@ def _parser():
         sub.set_defaults(run=run, parser=sub)
         return sub
 
+    def out(sub):
+        sub.add_argument("--out", type=Path, default=Path("out"), help="folder for results and pictures (%(default)s)")
+
     def common(sub):
         sub.add_argument("--threads", type=_between(int, 1, cores), default=cores, help="CPU threads (%(default)s)")
         sub.add_argument("--device", type=_device, default=device, help="cpu or cuda (%(default)s)")
-        sub.add_argument("--out", type=Path, default=Path("out"), help="folder for results and pictures (%(default)s)")
+        out(sub)
 
     sub = command("train", _train, "Train the same network with each engine and compare losses, accuracy and time.")
     sub.add_argument(
@@ -107,8 +110,12 @@ def _parser():
     )
     common(sub)
 
+    sub = command("overhead", _overhead, "Time a tiny network's step, and the parts of ours, on one CPU thread.")
+    sub.add_argument("--quick", action="store_true", help="a few rounds")
+    out(sub)
+
     sub = command("plot", _plot, "Redraw the picture of a results file, beside it.")
-    sub.add_argument("results", type=Path, metavar="RESULTS.json", help="written by train or speed")
+    sub.add_argument("results", type=Path, metavar="RESULTS.json", help="written by train, speed or overhead")
     return parser
 
 
@@ -235,6 +242,22 @@ def _speed(arguments):
     report.tables(results, console)
     report.write_csv(results, arguments.out / "speed.csv")
     _finish(results, arguments.out / "speed.json", console)
+
+
+def _overhead(arguments):
+    from . import overhead, report
+
+    plan = Plan(**(QUICK if arguments.quick else FULL), threads=1, device="cpu")
+    console = _console()
+    with console.status("") as status:
+        try:
+            seconds = overhead.measure(plan, status.update)
+        except RuntimeError as error:
+            raise BadArgument(f"overhead cannot be measured: {error}") from error
+    environment = machine.environment(plan.threads, plan.device)
+    results = {"kind": "overhead", "environment": environment, "plan": vars(plan), "seconds": seconds}
+    report.overhead_tables(results, console)
+    _finish(results, arguments.out / "overhead.json", console)
 
 
 def _plot(arguments):

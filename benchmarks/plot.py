@@ -14,11 +14,13 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from . import BadArgument
-from .report import OURS, best, ratio, rivals, summary
+from . import BadArgument, overhead
+from .machine import spread
+from .report import OURS, best, microseconds, ratio, rivals, summary
 
 AHEAD, BEHIND, GREY = "#2a7f4f", "#b5382f", "#8a8a8a"
 ENGINE_COLOURS = {"gradreg_fast": AHEAD, "autograd": "#1f4e9c", "none": GREY}
+PART_COLOURS = ("#1f4e9c", "#2a7f4f", "#8db3e8", "#d98a1f", "#7bbf95", "#7d6bb3")
 MARKERS = {
     "autograd": ("o", "#1f4e9c"),
     "autograd-channels-last": ("s", "#5b8fd9"),
@@ -40,9 +42,11 @@ def draw(path: Path) -> Path:
     """
     try:
         results = json.loads(path.read_text())
-        figure = {"speed": speed, "train": train}[results["kind"]](results)
+        figure = {"speed": speed, "train": train, "overhead": tiny_step}[results["kind"]](results)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadArgument(f"RESULTS.json must be a file that speed or train wrote: {path}: {error!r}") from error
+        raise BadArgument(
+            f"RESULTS.json must be a file that train, speed or overhead wrote: {path}: {error!r}"
+        ) from error
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=130)
     plt.close(figure)
@@ -126,6 +130,34 @@ def _where(environment):
     device = environment["cpu"] if environment["device"] == "cpu" else environment["device"]
     commit = f", commit {environment['commit']}" if environment["commit"] else ""
     return f"{device}, {threads} thread{'s' * (threads > 1)}; {versions}{commit}"
+
+
+def tiny_step(results: dict) -> Figure:
+    """Microseconds of each whole step, the compiled one in its parts."""
+    seconds = results["seconds"]
+    figure, axes = plt.subplots(figsize=(11, 3.6), layout="constrained")
+    for row, name in enumerate(overhead.STEPS):
+        low, median, high = (1e6 * value for value in spread(seconds[name]))
+        if name != overhead.COMPILED:
+            axes.barh(row, median, height=0.62, color=GREY, alpha=0.5)
+        axes.plot([low, high], [row, row], color="black", linewidth=1.5)
+        axes.annotate(microseconds(seconds[name]), (high, row), xytext=(6, 0), textcoords="offset points", va="center")
+    left = 0.0
+    for colour, (name, each) in zip(PART_COLOURS, overhead.parts(seconds).items(), strict=True):
+        width = 1e6 * spread(each)[1]
+        axes.barh(row, width, left=left, height=0.62, color=colour, label=f"{name}: {microseconds(each)}")
+        left += width
+    axes.set_yticks(range(len(overhead.STEPS)), overhead.STEPS)
+    axes.invert_yaxis()
+    axes.set_xlabel("µs, median (quartiles)")
+    axes.margins(x=0.2)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.suptitle(
+        f"Loss + penalty + all gradients, 8 rows through 8-8-1\n{_where(results['environment'])}", fontsize=10
+    )
+    return figure
 
 
 def train(results: dict) -> Figure:

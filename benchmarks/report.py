@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from . import overhead
 from .machine import spread
 from .peers import PEERS, Autograd, GradregFast, Plain
 
@@ -74,6 +75,28 @@ def tables(results: dict, console: Console) -> None:
         where = "everywhere" if len(cases) == len(results["cases"]) else ", ".join(cases)
         style = "dim" if status == "skipped" else "bold red"
         console.print(f"[{style}]{name} {status}: {reason} ({where})", highlight=False)
+
+
+def overhead_tables(results: dict, console: Console) -> None:
+    """Prints the whole steps, and the parts of the compiled one."""
+    seconds = results["seconds"]
+    steps = Table("step", title="8 rows through 8-8-1: median (quartiles)", title_justify="left")
+    inside = Table("part", title="the compiled step", title_justify="left")
+    steps.add_column("µs", justify="right")
+    steps.add_column("over no penalty", justify="right")
+    for name in overhead.STEPS:
+        ratios = [a / b for a, b in zip(seconds[name], seconds[overhead.PLAIN], strict=True)]
+        steps.add_row(name, microseconds(seconds[name]), f"{spread(ratios)[1]:.2f}")
+    inside.add_column("µs", justify="right")
+    for name, each in overhead.parts(seconds).items():
+        inside.add_row(name, microseconds(each))
+    console.print(steps, inside)
+
+
+def microseconds(seconds: list[float]) -> str:
+    """Median and quartiles."""
+    low, median, high = (f"{1e6 * value:.1f}" for value in spread(seconds))
+    return f"{median} ({low}-{high})"
 
 
 def _overview(results):

@@ -86,7 +86,7 @@ def _measure_here(case, peers, plan, sender):
     sender.send("reference in float64")
     case = balanced(case, plan.device)
     ready = dict(_ready(case, peers, plan, results, sender.send))
-    times = _interleaved(ready, plan, sender.send)
+    times = interleaved({name: peer.step for name, peer in ready.items()}, plan, sender.send)
     for name, peer in ready.items():
         sender.send(f"memory of {name}")
         results[name] |= {
@@ -153,29 +153,37 @@ def difference(numbers: tuple, truth: tuple) -> float:
     return torch.stack(differences).nan_to_num(nan=float("inf")).max().item()
 
 
-def _interleaved(peers: dict[str, Peer], plan: Plan, report) -> dict[str, list[float]]:
-    """Seconds per step of every peer in every round."""
+def interleaved(
+    calls: dict[str, Callable[[], Any]], plan: Plan, report: Callable[[str], Any]
+) -> dict[str, list[float]]:
+    """Seconds of every call in every round.
+
+    Args:
+        calls: what is timed, by name.
+        plan: how long.
+        report: is told what is going on, in a few words.
+    """
     synchronise = torch.cuda.synchronize if plan.device.startswith("cuda") else contextlib.nullcontext
 
-    def visit(peer, steps):
+    def visit(call, repeats):
         synchronise()
         start = time.perf_counter()
-        for _ in range(steps):
-            peer.step()
+        for _ in range(repeats):
+            call()
         synchronise()
-        return (time.perf_counter() - start) / steps
+        return (time.perf_counter() - start) / repeats
 
-    steps = {}
-    for name, peer in peers.items():
-        visit(peer, 1)
-        steps[name] = max(1, round(plan.visit / visit(peer, 2)))
-    times: dict[str, list[float]] = {name: [] for name in peers}
-    names = list(peers)
+    repeats = {}
+    for name, call in calls.items():
+        visit(call, 1)
+        repeats[name] = max(1, round(plan.visit / visit(call, 2)))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
     start = time.perf_counter()
     for i in range(plan.rounds):
         if i >= 5 and time.perf_counter() - start > plan.seconds:
             break
         report(f"round {i + 1} of {plan.rounds}")
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            times[name].append(visit(peers[name], steps[name]))
+            times[name].append(visit(calls[name], repeats[name]))
     return times

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import threading
-from functools import cache
 from types import ModuleType, TracebackType
 
 import torch
@@ -18,6 +17,7 @@ from gradreg_fast import build
 
 NAMES = ("auto", "torch", "cpp")
 _loading = threading.Lock()
+_found: tuple[ModuleType | None, str] | None = None  # by `library`; None: not yet looked for
 _chosen: str | None = None  # by `backend`; None: by the environment
 
 
@@ -88,12 +88,14 @@ def require() -> ModuleType:
 
 def library() -> tuple[ModuleType | None, str]:
     """The compiled library, or None and why there is none; looked for once, by one thread."""
-    with _loading:
-        return _library()
+    global _found
+    if _found is None:  # no lock at every step: a process that forks in one would be left with it
+        with _loading:
+            _found = _found or _look()
+    return _found
 
 
-@cache
-def _library() -> tuple[ModuleType | None, str]:
+def _look() -> tuple[ModuleType | None, str]:
     try:
         module = build.load()
     except build.BuildError as error:

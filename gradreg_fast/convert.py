@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+import os
 import random
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -19,6 +21,11 @@ from gradreg_fast.rules.registry import FUNCTIONS, MODULES, Call, Parameter, Pla
 from gradreg_fast.snapshot import Snapshot, has_hooks
 
 _CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[Snapshot, Graph]] = weakref.WeakKeyDictionary()
+_converting = threading.RLock()  # fx patches `nn.Module` for the whole process while it traces
+if hasattr(os, "register_at_fork"):  # nor may a child begin in the middle of that
+    os.register_at_fork(
+        before=_converting.acquire, after_in_parent=_converting.release, after_in_child=_converting.release
+    )
 
 _IN_PLACE_OPERATORS = (
     operator.iadd,
@@ -47,7 +54,8 @@ def graph_of(model: nn.Module) -> Graph:
         return opaque_model(model, "hooks on all modules are set")
     known = _CACHE.get(model)
     if known is None or known[0].outdated():
-        known = _CACHE[model] = (Snapshot(model), convert(model))
+        with _converting:
+            known = _CACHE[model] = (Snapshot(model), convert(model))
     return known[1]
 
 
@@ -139,7 +147,21 @@ for _operation in _IN_PLACE_OPERATORS:
 
 
 class _Tracer(fx.Tracer):
-    """Stops at modules with a rule, at PyTorch's own and at those that must stay whole."""
+    """Stops at modules with a rule, at PyTorch's own and at those that must stay whole; sees one thread only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict) -> object:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

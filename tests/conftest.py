@@ -5,6 +5,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import gradreg_fast
+from gradreg_fast.backend import library
 
 torch.set_num_threads(1)
 
@@ -32,6 +33,15 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(params=["torch", "cpp"])
+def each_backend(request):
+    """The test runs twice: with PyTorch lines, and with compiled kernels wherever there are any."""
+    if request.param == "cpp" and library()[0] is None:
+        pytest.skip(f"no compiled library: {library()[1]}")
+    with gradreg_fast.backend(request.param):
+        yield
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch.nn import functional
 from gradreg_fast import functional as penalties
 from tests.parity import assert_parity, compare, evaluate, jacobian, recorded_gradient, squares
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "each_backend")
 
 
 def mlp(outputs, smooth=True, inputs=5):

@@ -13,7 +13,7 @@ from gradreg_fast import functional
 from gradreg_fast.modules import JacobianReg, Sine, WithPenalty
 from tests.parity import assert_parity, jacobian, recorded_gradient, squares
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "each_backend")
 
 
 def mlp(outputs=1):

@@ -1,5 +1,6 @@
 """Random branched networks: chains, residuals, concatenations, layers used twice, dense and convolutional."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +8,8 @@ from torch import nn
 
 import gradreg_fast
 from tests.parity import assert_parity, jacobian_sqnorm, value_and_vjp
+
+pytestmark = pytest.mark.usefixtures("each_backend")
 
 ACTIVATIONS = {
     "relu": nn.ReLU,

@@ -9,7 +9,7 @@ from gradreg_fast import functional
 from gradreg_fast.modules import Sine
 from tests.parity import assert_parity, assert_primitives, jacobian_sqnorm, value_and_vjp
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "each_backend")
 
 
 def mlp(outputs=2, make=nn.Tanh):

@@ -10,7 +10,7 @@ from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import linearize
 from tests.parity import assert_parity, assert_primitives, jacobian, jacobian_sqnorm, squares
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "pytorch_lines")
 
 
 class Residual(nn.Module):

@@ -10,6 +10,8 @@ import gradreg_fast
 from gradreg_fast import functional
 from tests.parity import evaluate, jacobian_sqnorm, recorded_gradient, squares, value_and_vjp
 
+pytestmark = pytest.mark.usefixtures("each_backend")
+
 SEEDS = 3
 
 

@@ -105,7 +105,16 @@ def test_penalty_alone_on_a_piecewise_linear_critic_takes_four_units(name):
     assert eager >= 5.5 * S - 6 * F[-1] - F[0]
 
 
-@pytest.mark.parametrize("penalty", [penalties.r1, penalties.gradient_penalty, penalties.jacobian_frobenius])
+def by_vjp(model, x):
+    y, g = gradreg_fast.value_and_vjp(model, x, torch.linspace(-1, 1, B).unsqueeze(1))
+    return y, g.square().sum()
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [penalties.r1, penalties.gradient_penalty, penalties.jacobian_frobenius, by_vjp],
+    ids=lambda f: f.__name__,
+)
 @pytest.mark.parametrize("name", CRITICS)
 def test_task_loss_and_penalty_on_a_piecewise_linear_critic_take_four_units(name, penalty):
     make, shape = CRITICS[name]
@@ -126,24 +135,22 @@ def test_task_loss_and_penalty_on_a_piecewise_linear_critic_take_four_units(name
     assert eager > 1.35 * ours
 
 
-@pytest.mark.parametrize("name", CRITICS)
-def test_value_and_vjp_of_a_piecewise_linear_critic_takes_four_units(name):
-    make, shape = CRITICS[name]
-    model, x, c = make(), torch.randn(B, *shape), torch.randn(B, 1)
-    F, S = layers(model, x)
-
-    def loss(model, x):
-        y, g = gradreg_fast.value_and_vjp(model, x, c)
-        return y.square().sum() + g.square().sum()
-
-    assert step(loss, model, x) == 4 * S - 3 * F[-1] + 2 * F[-1] // B + bias_sums(model)
+OTHERS = {
+    "smooth, one output": (lambda: dense(9, 8, 7, 1, activation=nn.Tanh), (9,)),
+    "smooth": (lambda: dense(9, 8, 7, 3, activation=nn.Tanh), (9,)),
+    "piecewise linear, several outputs": (lambda: dense(9, 8, 7, 3, activation=nn.ReLU), (9,)),
+    "convolutional, one output": (lambda: dcgan(nn.Softplus), (2, 8, 8)),
+    "convolutional": (lambda: dcgan(nn.Softplus, 3), (2, 8, 8)),
+}
 
 
-@pytest.mark.parametrize(("activation", "outputs"), [(nn.Tanh, 1), (nn.Tanh, 3), (nn.ReLU, 3)])
-def test_any_other_network_takes_six_units(activation, outputs):
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_other_network_takes_six_units(name):
     """Several outputs, or a smooth network; autograd takes the same products there."""
-    model, x, c = dense(9, 8, 7, outputs, activation=activation), torch.randn(B, 9), torch.randn(B, outputs)
+    make, shape = OTHERS[name]
+    model, x = make(), torch.randn(B, *shape)
     F, S = layers(model, x)
+    c = torch.randn_like(model(x))
 
     def loss(model, x):
         y, g = gradreg_fast.value_and_vjp(model, x, c)
@@ -156,26 +163,7 @@ def test_any_other_network_takes_six_units(activation, outputs):
 
     ours, eager = step(loss, model, x), step(eager_loss, model, x)
     assert ours == 6 * S - F[-1] - F[0]
-    assert eager == ours + F[0]  # x must require a gradient there, and gets one
-
-
-@pytest.mark.parametrize("outputs", [1, 3])
-def test_any_convolutional_network_takes_six_units(outputs):
-    model, x, c = dcgan(nn.Softplus, outputs), torch.randn(B, 2, 8, 8), torch.randn(B, outputs)
-    F, S = layers(model, x)
-
-    def loss(model, x):
-        y, g = gradreg_fast.value_and_vjp(model, x, c)
-        return y.square().sum() + g.square().sum()
-
-    def eager_loss(model, x):
-        x = leaf(x)
-        y = model(x)
-        return y.square().sum() + recorded_gradient(y, x, c).square().sum()
-
-    ours = step(loss, model, x)
-    assert ours == 6 * S - F[-1] - F[0]
-    assert ours <= step(eager_loss, model, x)
+    assert eager >= ours + F[0]  # x must require a gradient there, and gets one
 
 
 def test_penalty_alone_on_a_smooth_network():

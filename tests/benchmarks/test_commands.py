@@ -3,13 +3,15 @@
 import json
 import os
 import sys
+from importlib import import_module
 
 import pytest
 
 pytest.importorskip("matplotlib")
 
 from benchmarks import __main__ as command
-from benchmarks import train
+from benchmarks import overhead, train
+from gradreg_fast.backend import library
 
 
 @pytest.fixture
@@ -54,6 +56,25 @@ def test_weight_is_chosen_on_validation_data(run, tmp_path):
     assert set(accuracy) == {0.1, 1000}
 
 
+@pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}")
+def test_overhead_tells_steps_and_parts(run, tmp_path, capsys):
+    run("overhead", "--quick", "--out", tmp_path)
+    seconds = json.loads((tmp_path / "overhead.json").read_text())["seconds"]
+    parts = overhead.parts(seconds)
+    for i, whole in enumerate(seconds[overhead.COMPILED]):
+        assert sum(each[i] for each in parts.values()) == pytest.approx(whole)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*overhead.STEPS, *parts))
+    assert (tmp_path / "overhead.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_overhead_without_kernels_says_why(run, capsys, monkeypatch):
+    monkeypatch.setattr(import_module("gradreg_fast.backend"), "library", lambda: (None, "no C++ compiler in PATH"))
+    with pytest.raises(SystemExit):
+        run("overhead")
+    assert "overhead cannot be measured: backend 'cpp' cannot be used: no C++ compiler" in capsys.readouterr().err
+
+
 def test_plot_redraws(run, tmp_path):
     peer = {"status": "ok", "units": 6.0, "memory_bytes": 2_000_000, "error": 0.0}
     peers = {
@@ -82,7 +103,7 @@ def test_plot_redraws(run, tmp_path):
         (["train", "--device", "tpu"], "--device: must be cpu"),
         (["speed", "--cases", "nothing"], "--cases must be parts of the names"),
         (["speed", "--peers", "nobody"], "invalid choice: 'nobody'"),
-        (["plot", os.devnull], "RESULTS.json must be a file that speed or train wrote"),
+        (["plot", os.devnull], "RESULTS.json must be a file that train, speed or overhead wrote"),
         (["plot", "missing.json"], "RESULTS.json must be a file"),
     ],
 )

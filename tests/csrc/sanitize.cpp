@@ -1,10 +1,12 @@
-// The MLP sweeps without PyTorch, on heap blocks of exactly the promised sizes: for AddressSanitizer and
-// UndefinedBehaviorSanitizer. Built and run by sanitize.sh.
+// The MLP sweeps without PyTorch, on heap blocks of exactly the promised sizes and on threads of our own: for
+// AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer. Built and run by sanitize.sh.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "cpu/capability.h"
@@ -26,9 +28,20 @@ int64_t round_up(int64_t size, int64_t multiple) {
     return (size + multiple - 1) / multiple * multiple;
 }
 
+// Calls function(begin, end) for parts of the rows, each on a thread of its own, as mlp.cpp does.
+template <class Function>
+void in_parts(int64_t rows, const Function& function) {
+    constexpr int64_t rows_each = 24;
+    std::vector<std::thread> threads;
+    for (int64_t begin = 0; begin < rows; begin += rows_each)
+        threads.emplace_back(function, begin, std::min(rows, begin + rows_each));
+    for (std::thread& thread : threads)
+        thread.join();
+}
+
 template <class T>
-void run(const MlpKernels<T>& kernels, const std::vector<int64_t>& widths, Kind kind, int64_t rows, int64_t stack,
-         int64_t tile) {
+void run(const MlpKernels<T>& kernels, const std::vector<int64_t>& widths, Kind kind, Loss loss, int64_t rows,
+         int64_t stack, int64_t tile) {
     const int64_t depth = int64_t(widths.size()) - 1, lanes = kernels.lanes;
     const int64_t inputs = widths.front(), outputs = widths.back();
     std::vector<Block<T>> blocks;
@@ -37,18 +50,16 @@ void run(const MlpKernels<T>& kernels, const std::vector<int64_t>& widths, Kind 
         return blocks.back().get();
     };
     std::vector<Layer<T>> layers;
-    std::vector<LayerGradient<T>> gradients;
     for (int64_t l = 0; l < depth; ++l) {
         const int64_t d = widths[l], n = widths[l + 1], d_stride = round_up(d, lanes), n_stride = round_up(n, lanes);
         layers.push_back({d, n, d_stride, n_stride, l + 1 < depth ? kind : Kind::Identity, Settings{1.5, 20},
                           take(n * d_stride), kind == Kind::ReLU, take(d * n_stride), take(n_stride),
                           take(rows * n_stride), take(rows * stack * n_stride)});
-        const bool transposed = d * n_stride < n * d_stride;
-        gradients.push_back(
-            {take(transposed ? d * n_stride : n * d_stride), take(n_stride), transposed, kind == Kind::ReLU});
     }
     const bool curvature_free = kind == Kind::ReLU || kind == Kind::LeakyReLU || kind == Kind::Identity;
-    const bool unit_seed = curvature_free && stack == 1 && outputs == 1;
+    const bool with_loss = loss != Loss::None;
+    const bool unit_seed = curvature_free && stack == 1 && outputs == 1 && !with_loss;
+    const Target<T> target{loss, nullptr, with_loss ? take(rows * outputs) : nullptr};
     const ForwardPull<T> forward{layers.data(),
                                  depth,
                                  rows,
@@ -56,13 +67,15 @@ void run(const MlpKernels<T>& kernels, const std::vector<int64_t>& widths, Kind 
                                  unit_seed,
                                  take(rows * inputs),
                                  take(stack * rows * outputs),
-                                 Target<T>{Loss::None, nullptr, nullptr},
+                                 target,
                                  take(stack * rows * inputs),
                                  take(rows * outputs),
                                  take(stack * rows * inputs),
                                  take(rows)};
-    T* scratch = take(kernels.forward_scratch(forward, tile));
-    kernels.forward(forward, 0, rows, tile, scratch);
+    in_parts(rows, [&](int64_t begin, int64_t end) {
+        Block<T> scratch(kernels.forward_scratch(forward, tile));
+        kernels.forward(forward, begin, end, tile, scratch.get());
+    });
 
     for (const bool with_ybar : {true, false})
         for (const bool with_gbar : {true, false}) {
@@ -73,16 +86,30 @@ void run(const MlpKernels<T>& kernels, const std::vector<int64_t>& widths, Kind 
             backward.rows = rows;
             backward.stack = with_gbar ? stack : 0;
             backward.proportional = unit_seed && with_gbar;
-            backward.curvature_free = curvature_free;
+            backward.curvature_free = curvature_free && !with_loss;
+            backward.target = target;
+            backward.weights = with_loss && with_gbar ? take(rows) : nullptr;
             backward.x = forward.x;
             backward.cotangent = forward.cotangent;
             backward.ybar = with_ybar ? take(rows * outputs) : nullptr;
             backward.gbar = with_gbar ? take(stack * rows * inputs) : nullptr;
             backward.xbar = take(rows * inputs);
-            backward.cotangent_bar = with_gbar ? take(stack * rows * outputs) : nullptr;
-            backward.gradients = gradients.data();
-            T* own = take(kernels.backward_scratch(backward, tile));
-            kernels.backward(backward, 0, rows, tile, own);
+            backward.cotangent_bar = with_gbar && !with_loss ? take(stack * rows * outputs) : nullptr;
+            in_parts(rows, [&](int64_t begin, int64_t end) {
+                std::vector<Block<T>> sums;
+                std::vector<LayerGradient<T>> gradients;
+                for (const Layer<T>& layer : layers) {
+                    const int64_t straight = layer.outputs * layer.input_stride;
+                    const int64_t turned = layer.inputs * layer.output_stride;
+                    T* weight = sums.emplace_back(std::min(straight, turned)).get();
+                    T* bias = sums.emplace_back(layer.output_stride).get();
+                    gradients.push_back({weight, bias, turned < straight, layer.plain});
+                }
+                PushAdjoint<T> mine = backward;
+                mine.gradients = gradients.data();
+                Block<T> scratch(kernels.backward_scratch(mine, tile));
+                kernels.backward(mine, begin, end, tile, scratch.get());
+            });
             for (int64_t i = 0; i < rows * inputs; ++i)
                 if (!std::isfinite(backward.xbar[i])) std::abort();
         }
@@ -94,7 +121,8 @@ void run_all(const MlpKernels<T>& kernels) {
         for (int kind = 0; kind < int(Kind::Count); ++kind)
             for (const int64_t rows : {1, 5, 49})
                 for (const int64_t stack : {1, 3})
-                    run(kernels, widths, Kind(kind), rows, stack, 24);
+                    for (int loss = 0; loss < (stack == 1 ? int(Loss::Count) : 1); ++loss)
+                        run(kernels, widths, Kind(kind), Loss(loss), rows, stack, 24);
 }
 
 int main() {

@@ -9,7 +9,7 @@ import gradreg_fast
 from gradreg_fast.modules import Sine
 from tests.parity import assert_layer, assert_primitives, evaluate, is_opaque, jacobian_sqnorm, norm
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "each_backend")
 
 MODULES = {
     "relu": nn.ReLU,

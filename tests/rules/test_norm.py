@@ -41,72 +41,75 @@ def test_options(kind, shape, options, training):
     assert_layer(make, shape, size=4)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_sequences(training):
+class Twice(nn.Module):
+    def __init__(self, training):
+        super().__init__()
+        self.norm = normalisation(nn.BatchNorm1d, 5, training)
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        h = self.norm(self.first(x))
+        return self.last(self.norm(torch.tanh(h)))
+
+
+class Functional(nn.Module):
+    def __init__(self, training, affine):
+        super().__init__()
+        self.norm = normalisation(nn.BatchNorm1d, 5, training, affine=affine)
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        layer = self.norm
+        statistics, weights = (layer.running_mean, layer.running_var), (layer.weight, layer.bias)
+        h = functional.batch_norm(self.first(x), *statistics, *weights, layer.training, momentum=0.2)
+        return self.last(torch.tanh(h))
+
+
+def sequences(training):
     layer = normalisation(nn.BatchNorm1d, 3, training)
-    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), layer, nn.Tanh(), nn.Flatten(), nn.Linear(21, 2))
-    assert_primitives(model, torch.randn(4, 3, 5))
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), layer, nn.Tanh(), nn.Flatten(), nn.Linear(21, 2))
+
+
+def volumes(training):
+    layer = normalisation(nn.BatchNorm3d, 2, training)
+    return nn.Sequential(nn.Linear(2, 3), layer, nn.Tanh(), nn.Flatten(), nn.Linear(36, 1))
+
+
+def channels_last(training):
+    return between(normalisation(nn.BatchNorm2d, 3, training), (3, 5, 4)).to(memory_format=torch.channels_last)
+
+
+def frozen(training, parameter):
+    layer = normalisation(nn.BatchNorm1d, 5, training)
+    getattr(layer, parameter).requires_grad_(False)
+    return between(layer, (5,))
+
+
+NETWORKS = {
+    "sequences": (sequences, (4, 3, 5)),
+    "volumes": (volumes, (2, 2, 3, 2, 2)),
+    "channels last": (channels_last, (3, 2, 5, 4)),
+    "weight frozen": (lambda training: frozen(training, "weight"), (4, 4)),
+    "bias frozen": (lambda training: frozen(training, "bias"), (4, 4)),
+    "one layer used twice": (Twice, (4, 4)),
+    "called as a function": (lambda training: Functional(training, True), (4, 4)),
+    "called as a function, not affine": (lambda training: Functional(training, False), (4, 4)),
+}
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_volumes(training):
-    model = nn.Sequential(
-        nn.Linear(2, 3), normalisation(nn.BatchNorm3d, 2, training), nn.Tanh(), nn.Flatten(), nn.Linear(36, 1)
-    )
-    assert_primitives(model, torch.randn(2, 2, 3, 2, 2))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name, training):
+    make, shape = NETWORKS[name]
+    x = torch.randn(shape)
+    if name == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    assert_primitives(make(training), x)
 
 
 def test_two_samples_and_one_position():
     assert_layer(lambda: normalisation(nn.BatchNorm1d, 5, True), (5,), size=2)
     assert_layer(lambda: normalisation(nn.BatchNorm2d, 3, True), (3, 1, 2), size=1)
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_channels_last(training):
-    model = between(normalisation(nn.BatchNorm2d, 3, training), (3, 5, 4)).to(memory_format=torch.channels_last)
-    assert_primitives(model, torch.randn(3, 2, 5, 4).contiguous(memory_format=torch.channels_last))
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("frozen", ["weight", "bias"])
-def test_frozen(frozen, training):
-    layer = normalisation(nn.BatchNorm1d, 5, training)
-    getattr(layer, frozen).requires_grad_(False)
-    assert_primitives(between(layer, (5,)), torch.randn(4, 4))
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_one_layer_used_twice(training):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm = normalisation(nn.BatchNorm1d, 5, training)
-            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
-
-        def forward(self, x):
-            h = self.norm(self.first(x))
-            return self.last(self.norm(torch.tanh(h)))
-
-    assert_primitives(Net(), torch.randn(4, 4))
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("affine", [True, False])
-def test_functional_call(training, affine):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm = normalisation(nn.BatchNorm1d, 5, training)
-            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 2)
-
-        def forward(self, x):
-            layer = self.norm
-            weights = (layer.weight, layer.bias) if affine else (None, None)
-            x = self.first(x)
-            x = functional.batch_norm(x, layer.running_mean, layer.running_var, *weights, training, momentum=0.2)
-            return self.last(torch.tanh(x))
-
-    assert_primitives(Net(), torch.randn(4, 4))
 
 
 QUANTITIES = {
