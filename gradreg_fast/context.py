@@ -20,12 +20,11 @@ def closed_form(backward):
 
     @wraps(backward)
     def wrapper(ctx, *adjoints):
-        recorded = torch.is_grad_enabled()
-        sources = [t for t in (*adjoints, *ctx.saved_tensors) if t is not None and t.requires_grad] if recorded else []
+        if not torch.is_grad_enabled():
+            return backward(ctx, *adjoints)
+        sources = [t for t in (*adjoints, *ctx.saved_tensors) if t is not None and t.requires_grad]
         with torch.no_grad():
             gradients = backward(ctx, *adjoints)
-        if not recorded:
-            return gradients
         present = [g for g in gradients if g is not None]
         once = iter(_Once.apply(len(present), *present, *sources) if present else ())
         return tuple(None if g is None else next(once) for g in gradients)

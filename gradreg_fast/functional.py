@@ -412,15 +412,17 @@ def gradient_matching(
     check_reduction(reduction)
     ops.check_floating(target_gradient, "target_gradient")
     graph, tensors = ops.prepare(model, x)
-    target = target_gradient.unsqueeze(1) if target_gradient.shape == x.shape else target_gradient
-    K = target.shape[1] if target.dim() == x.dim() + 1 else 0
-    if target.shape != (len(x), K, *x.shape[1:]):
+    if target_gradient.shape == x.shape:
+        target = target_gradient.unsqueeze(0)
+    elif target_gradient.dim() == x.dim() + 1 and x.shape == (len(target_gradient), *target_gradient.shape[2:]):
+        target = target_gradient.transpose(0, 1)
+    else:
         raise ValueError(
             f"target_gradient must be shaped like x {tuple(x.shape)}, or have the outputs as a further dimension 1, "
             f"got {tuple(target_gradient.shape)}"
         )
 
-    y, distances = ops.jacobian_distance(graph, tensors, x, target.transpose(0, 1))
+    y, distances = ops.jacobian_distance(graph, tensors, x, target)
     return y, reduced(distances, reduction)
 
 
@@ -467,7 +469,7 @@ def reduced(values: Tensor, reduction: str) -> Tensor:
     """Values ``[B]`` reduced over the batch; the mean of no samples is zero."""
     if reduction == "none":
         return values
-    return values.sum() / max(1, len(values)) if reduction == "mean" else values.sum()
+    return values.mean() if reduction == "mean" and len(values) else values.sum()
 
 
 def check_reduction(reduction: str) -> None:

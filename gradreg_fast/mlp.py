@@ -7,6 +7,7 @@ question, the same numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -95,7 +96,7 @@ class Mlp:
             y ``[B, ...]`` and g ``[K, B, ...]``.
         """
         y, g = self._apply(x, cotangent, None, tensors, measured=False)
-        return y, g if x.dim() == 2 else g.reshape(-1, *x.shape)
+        return y, g if x.dim() == 2 else g.reshape(len(g), *x.shape)
 
     def value_and_sqnorm(
         self, x: Tensor, cotangent: Tensor | None, offset: Tensor | None, tensors: Sequence[Tensor | None]
@@ -112,13 +113,13 @@ class Mlp:
             y ``[B, ...]`` and the norms ``[B]``.
         """
         if offset is not None:
-            offset = offset.flatten(2)
+            offset = offset.reshape(len(offset), len(x), math.prod(x.shape[1:]))
         return self._apply(x, cotangent, offset, tensors, measured=True)
 
     def _apply(self, x, cotangent, offset, tensors, measured):
         stack = 1 if cotangent is None else len(cotangent)
         if cotangent is not None and cotangent.dim() != 3:
-            cotangent = cotangent.reshape(stack, len(x), -1)
+            cotangent = cotangent.reshape(stack, len(x), len(tensors[self.weights[-1]]))
         x = _through(self.before, x)
         if any(map(differentiable, (x, cotangent, *tensors))):
             y, result = _Sweeps.apply(self, measured, offset, x, cotangent, *tensors)
@@ -240,6 +241,8 @@ class Mlp:
         if not self.loss:
             return True
         target, shape = tensors[self.target], self.output_shape(x, tensors)
+        if shape[:1] != (len(x),):
+            return False
         if self.loss != LOSSES[CrossEntropy]:
             return target.shape == shape or target.numel() == shape.numel() == len(x)
         if target.is_floating_point():
