@@ -1,0 +1,23 @@
+// The sweeps of a convolution block for avx512.
+
+#include "common/math.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#endif
+
+#include "cpu/conv_sweeps.h"
+
+namespace gradreg_fast {
+
+template <>
+const ConvKernels<float>& conv_kernels_avx512<float>() {
+    return ConvSweeps<float, 64>::kernels();
+}
+
+template <>
+const ConvKernels<double>& conv_kernels_avx512<double>() {
+    return ConvSweeps<double, 64>::kernels();
+}
+
+}  // namespace gradreg_fast

@@ -1,0 +1,19 @@
+// The sweeps of a convolution block for baseline.
+
+// No instructions beyond what every processor of this family has.
+
+#include "cpu/conv_sweeps.h"
+
+namespace gradreg_fast {
+
+template <>
+const ConvKernels<float>& conv_kernels_baseline<float>() {
+    return ConvSweeps<float, 16>::kernels();
+}
+
+template <>
+const ConvKernels<double>& conv_kernels_baseline<double>() {
+    return ConvSweeps<double, 16>::kernels();
+}
+
+}  // namespace gradreg_fast
