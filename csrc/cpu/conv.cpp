@@ -94,6 +94,7 @@ struct Sizes {
         STD_TORCH_CHECK(samples >= 0 && inputs > 0 && outputs > 0, "there must be channels");
     }
 
+    bool curved() const { return kind > Kind::LeakyReLU; }
     int64_t taps() const { return inputs * kernel[0] * kernel[1]; }
     std::vector<int64_t> x() const { return {samples, inputs, size[0], size[1]}; }
     std::vector<int64_t> x(int64_t stack) const { return {stack, samples, inputs, size[0], size[1]}; }
@@ -119,6 +120,7 @@ struct Plan {
         block.pooling = sizes.pooling;
         block.kind = sizes.kind;
         block.settings = sizes.settings;
+        block.curved = sizes.curved();
         Pair before, across;  // borders of z's cotangents: before them, and with them
         for (int i = 0; i < 2; ++i) {
             block.size[i] = sizes.size[i], block.summed[i] = sizes.summed[i], block.pooled[i] = sizes.pooled[i];
@@ -319,7 +321,7 @@ std::vector<Tensor> run_push(const Sizes& sizes, int64_t stack, const Tensor& xd
         problem.ydot = mutable_data<T>(results.back());
     }
     if (curvature) {
-        results.push_back(torch::stable::new_empty(xdot, {kept_count(sizes, plan.block.state_pixels())}));
+        results.push_back(torch::stable::new_empty(xdot, {kept_count(sizes, plan.block.slope_pixels())}));
         problem.second = mutable_data<T>(results.back());
     }
     const Split split(sizes, stack);
@@ -343,7 +345,7 @@ std::vector<Tensor> conv_push(Tensor xdot, Optional u, Tensor kept, Tensor weigh
     check(xdot, sizes.type, sizes.x(stack), "xdot");
     u = checked(u, sizes.type, sizes.y(stack), "u");
     STD_TORCH_CHECK(u || !(curvature || gradient), "tangents meet nothing without u");
-    STD_TORCH_CHECK(!curvature || sizes.kind != Kind::Identity, "there is no curvature without an activation");
+    STD_TORCH_CHECK(!curvature || sizes.curved(), "there is no curvature in a piecewise linear block");
     check(kept, sizes.type, {kept.numel()}, "kept");
     const auto run = sizes.type == ScalarType::Float ? run_push<float> : run_push<double>;
     return run(sizes, stack, as_contiguous(xdot), u, as_contiguous(kept), as_contiguous(weight), push, curvature,
@@ -355,7 +357,7 @@ std::vector<Tensor> run_pull(const Sizes& sizes, int64_t stack, const Optional& 
                              const Optional& x, const Tensor& kept, const Tensor& weight, bool pull, bool bias) {
     const Plan<T> plan(sizes, weight);
     STD_TORCH_CHECK(kept.numel() == kept_count(sizes, plan.block.kept_pixels()), "kept is not of this block");
-    STD_TORCH_CHECK(!second || second->numel() == kept_count(sizes, plan.block.state_pixels()),
+    STD_TORCH_CHECK(!second || second->numel() == kept_count(sizes, plan.block.slope_pixels()),
                     "second is not of this block");
     std::vector<Tensor> results;
     ConvPull<T> problem{};

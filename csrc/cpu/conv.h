@@ -56,19 +56,32 @@ struct ConvBlock {
     int64_t window[2], step[2], margin[2];     // of the pooling
     Kind kind;
     Settings settings;
+    bool curved;  // phi'' is not zero everywhere
 
     GRADREG_FAST_INLINE bool pools_maxima() const { return pooling == Pooling::Max || pooling == Pooling::MaxFirst; }
+    GRADREG_FAST_INLINE bool windows_are_disjoint() const {
+        return step[0] >= window[0] && step[1] >= window[1];
+    }
+    // Each pixel of z is in one window.
+    GRADREG_FAST_INLINE bool windows_are_tiles() const {
+        return pooling == Pooling::None || (step[0] == window[0] && step[1] == window[1] && margin[0] == 0 &&
+                                            margin[1] == 0 && pooled[0] * step[0] == summed[0] &&
+                                            pooled[1] * step[1] == summed[1]);
+    }
+    GRADREG_FAST_INLINE int64_t x_pixels() const { return inputs * size[0] * size[1]; }
     GRADREG_FAST_INLINE int64_t z_pixels() const { return outputs * summed[0] * summed[1]; }
     GRADREG_FAST_INLINE int64_t y_pixels() const { return outputs * pooled[0] * pooled[1]; }
-    // Pixels of what `derivatives` takes: of the winners only where maxima are pooled.
-    GRADREG_FAST_INLINE int64_t state_pixels() const {
+    // Pixels that have a slope: where maxima are pooled only the winners.
+    GRADREG_FAST_INLINE int64_t slope_pixels() const {
         return kind == Kind::Identity ? 0 : pools_maxima() ? y_pixels() : z_pixels();
     }
-    // A tile keeps this state, and behind it the number of each window's winner.
-    GRADREG_FAST_INLINE int64_t kept_pixels() const { return state_pixels() + (pools_maxima() ? y_pixels() : 0); }
+    // A tile keeps phi', phi'' if curved, and the number of each window's winner.
+    GRADREG_FAST_INLINE int64_t kept_pixels() const {
+        return slope_pixels() * (curved ? 2 : 1) + (pools_maxima() ? y_pixels() : 0);
+    }
     GRADREG_FAST_INLINE int64_t scratch_pixels() const {
-        const int64_t z = z_pixels(), below = inputs * size[0] * size[1];
-        return inputs * padded.plane + outputs * bordered.plane + (z > below ? z : below) + y_pixels();
+        const int64_t z = z_pixels() > x_pixels() ? z_pixels() : x_pixels();
+        return inputs * padded.plane + outputs * bordered.plane + z + y_pixels();
     }
 };
 

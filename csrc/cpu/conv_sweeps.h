@@ -20,7 +20,7 @@ struct ConvSweeps {
 
     // Sums in flight: 24 of 32 registers, or 12 of 16.
     static constexpr int in_flight = Bytes == 64 ? 24 : 12;
-    static constexpr int most_channels = Bytes == 64 ? 8 : 4;
+    static constexpr int most_channels = Bytes == 64 ? 6 : 4;
     static constexpr int at_once(int channels) {
         return in_flight / channels < 8 ? in_flight / channels : 8;
     }
@@ -78,8 +78,8 @@ struct ConvSweeps {
         }
     };
 
-    // Calls function(first pixel of an image, square of registers) for all pixels, a register's number at a time; the
-    // last square may overlap the one before. Images with fewer pixels go one by one.
+    // Images are taken in squares of as many pixels as samples; the last square may overlap the one before. Images with
+    // fewer pixels go one by one.
     static GRADREG_FAST_INLINE int64_t begin_of_square(int64_t i, int64_t pixels) {
         return i + lanes <= pixels ? i : pixels - lanes;
     }
@@ -322,95 +322,108 @@ struct ConvSweeps {
     static GRADREG_FAST_INLINE T share(const Block& block) { return T(1) / T(block.window[0] * block.window[1]); }
 
     // The value of z at each window's winner.
-    static GRADREG_FAST_INLINE Register at_winner(const Window& window, const Layout& layout, const T* z,
+    static GRADREG_FAST_INLINE Register at_winner(const Block& block, const Window& window, const T* z,
                                                   Register winner) {
+        const Layout layout = dense(block);
         Register found{};
         window.each([&](int64_t number, int64_t y, int64_t x) {
-            const auto here = winner == broadcast(T(number));
-            found = Math::select(here, load(z, layout.at(window.channel, y, x)), found);
+            found = Math::select(winner == broadcast(T(number)), load(z, layout.at(window.channel, y, x)), found);
         });
         return found;
     }
 
+    // What a tile keeps.
+    struct Kept {
+        T *slope, *bend, *winner;  // null where there is none
+        Kept(const Block& block, const T* memory) {
+            T* const base = const_cast<T*>(memory);
+            const int64_t each = block.slope_pixels() * lanes;
+            slope = each ? base : nullptr;
+            bend = block.curved ? base + each : nullptr;
+            winner = base + (block.curved ? 2 * each : each);
+        }
+    };
+
     // From z to y and what is kept; z may be overwritten.
     template <class Activation>
-    static void activate(const Block& block, const Activation& phi, T* z, T* y, T* kept) {
-        const Layout layout = dense(block);
-        T* const winners = kept + block.state_pixels() * lanes;
-        const bool stateful = block.state_pixels() > 0;
+    static void activate(const Block& block, const Activation& phi, T* z, T* y, T* memory) {
+        const Kept kept(block, memory);
+        const auto keep = [&](int64_t i, Register sum, Register value) {
+            const auto derivatives = phi.derivatives(phi.from_output ? value : sum);
+            if (kept.slope) store(kept.slope, i, derivatives.slope);
+            if (kept.bend) store(kept.bend, i, derivatives.bend);
+        };
         if (block.pools_maxima()) {
+            const Layout layout = dense(block);
             const bool first = block.pooling == Pooling::MaxFirst;
             each_window(block, [&](int64_t i, const Window& window) {
-                const Register lowest = broadcast(-__builtin_inf());
-                Register best = lowest, state = lowest;
+                Register best = broadcast(-__builtin_inf()), best_sum = best;
                 Register winner = broadcast(T(window.top * window.width + window.left));
                 window.each([&](int64_t number, int64_t row, int64_t column) {
                     const Register sum = load(z, layout.at(window.channel, row, column));
                     const Register value = first ? sum : phi.value(sum);
-                    const auto better = (value > best) | (value != value);  // as PyTorch: the last NaN, or the first
+                    const auto better = (value > best) | (value != value);  // as PyTorch: the first, or the last NaN
                     best = Math::select(better, value, best);
-                    state = Math::select(better, sum, state);
+                    best_sum = Math::select(better, sum, best_sum);
                     winner = Math::select(better, broadcast(T(number)), winner);
                 });
                 const Register value = first ? phi.value(best) : best;
                 store(y, i, value);
-                if (stateful) store(kept, i, phi.from_output ? value : state);
-                store(winners, i, winner);
+                keep(i, best_sum, value);
+                store(kept.winner, i, winner);
             });
             return;
         }
+        T* const values = block.pooling == Pooling::None ? y : z;
         const int64_t pixels = block.z_pixels();
         for (int64_t i = 0; i < pixels; ++i) {
             const Register sum = load(z, i), value = phi.value(sum);
-            if (stateful) store(kept, i, phi.from_output ? value : sum);
-            store(block.pooling == Pooling::None ? y : z, i, value);
+            store(values, i, value);
+            keep(i, sum, value);
         }
-        if (block.pooling == Pooling::None) return;
+        if (block.pooling == Pooling::Average) average(block, [&](int64_t i) { return load(z, i); }, y);
+    }
+
+    // y = averages over windows of value(pixel of z).
+    template <class Value>
+    static GRADREG_FAST_INLINE void average(const Block& block, Value&& value, T* y) {
+        const Layout layout = dense(block);
         const T part = share(block);
         each_window(block, [&](int64_t i, const Window& window) {
             Register total{};
             window.each([&](int64_t, int64_t row, int64_t column) {
-                total += load(z, layout.at(window.channel, row, column));
+                total += value(layout.at(window.channel, row, column));
             });
             store(y, i, total * part);
         });
     }
 
-    // From cotangents of y to those of z, g: phi' unpool(u) + second.
-    template <class Activation>
-    static void unpool(const Block& block, const Activation& phi, const T* kept, const T* u, const T* second, T* g) {
-        const Layout& layout = block.bordered;
-        const T* const winners = kept + block.state_pixels() * lanes;
-        const bool stateful = block.state_pixels() > 0;
+    // From cotangents of y to those of z: g = phi' unpool(u) + second.
+    static void unpool(const Block& block, const Kept& kept, const T* u, const T* second, T* g) {
+        const Layout &layout = block.bordered, from = dense(block);
         const auto bent = [&](int64_t i, Register v) {
-            if (stateful) v *= phi.derivatives(load(kept, i)).slope;
+            if (kept.slope) v *= load(kept.slope, i);
             return second ? v + load(second, i) : v;
         };
-        if (block.pooling == Pooling::None) {
-            each_pixel(block, [&](int64_t i, int64_t at) { store(g, at, bent(i, load(u, i))); });
-            return;
-        }
-        each_pixel(block, [&](int64_t, int64_t at) { store(g, at, Register{}); });
-        if (block.pools_maxima()) {
-            each_window(block, [&](int64_t i, const Window& window) {
-                const Register v = bent(i, load(u, i)), winner = load(winners, i);
-                window.each([&](int64_t number, int64_t y, int64_t x) {
-                    const int64_t at = layout.at(window.channel, y, x);
-                    const auto here = winner == broadcast(T(number));
-                    store(g, at, load(g, at) + Math::select(here, v, Register{}));
-                });
-            });
-            return;
-        }
+        if (block.pooling == Pooling::None)
+            return each_pixel(block, [&](int64_t i, int64_t at) { store(g, at, bent(i, load(u, i))); });
+        const bool maxima = block.pools_maxima(), disjoint = block.windows_are_disjoint();
+        if (!block.windows_are_tiles()) each_pixel(block, [&](int64_t, int64_t at) { store(g, at, Register{}); });
         const T part = share(block);
         each_window(block, [&](int64_t i, const Window& window) {
-            const Register v = load(u, i) * part;
-            window.each([&](int64_t, int64_t y, int64_t x) {
+            const Register v = maxima ? bent(i, load(u, i)) : load(u, i) * part;
+            const Register winner = maxima ? load(kept.winner, i) : Register{};
+            window.each([&](int64_t number, int64_t y, int64_t x) {
                 const int64_t at = layout.at(window.channel, y, x);
-                store(g, at, load(g, at) + v);
+                Register term = v;
+                if (maxima)
+                    term = Math::select(winner == broadcast(T(number)), v, Register{});
+                else if (disjoint)
+                    term = bent(from.at(window.channel, y, x), v);
+                store(g, at, disjoint ? term : load(g, at) + term);
             });
         });
-        if (stateful) each_pixel(block, [&](int64_t i, int64_t at) { store(g, at, bent(i, load(g, at))); });
+        if (!maxima && !disjoint) each_pixel(block, [&](int64_t i, int64_t at) { store(g, at, bent(i, load(g, at))); });
     }
 
     // function(pixel of z, its place in g)
@@ -426,56 +439,41 @@ struct ConvSweeps {
     }
 
     // From tangents of z to those of y.
-    template <class Activation>
-    static void push_pooled(const Block& block, const Activation& phi, const T* kept, const T* zdot, T* ydot) {
-        const Layout layout = dense(block);
-        const T* const winners = kept + block.state_pixels() * lanes;
-        const bool stateful = block.state_pixels() > 0;
-        const auto slope = [&](int64_t i) {
-            return stateful ? phi.derivatives(load(kept, i)).slope : broadcast(T(1));
-        };
-        if (block.pooling == Pooling::None) {
-            const int64_t pixels = block.z_pixels();
-            for (int64_t i = 0; i < pixels; ++i)
-                store(ydot, i, slope(i) * load(zdot, i));
-            return;
-        }
-        const T part = share(block);
-        each_window(block, [&](int64_t i, const Window& window) {
-            if (block.pools_maxima())
-                return store(ydot, i, slope(i) * at_winner(window, layout, zdot, load(winners, i)));
-            Register total{};
-            window.each([&](int64_t, int64_t y, int64_t x) {
-                const int64_t at = layout.at(window.channel, y, x);
-                total += slope(at) * load(zdot, at);
+    static void push_pooled(const Block& block, const Kept& kept, const T* zdot, T* ydot) {
+        const auto bent = [&](int64_t i, Register v) { return kept.slope ? load(kept.slope, i) * v : v; };
+        if (block.pooling == Pooling::Average)
+            return average(block, [&](int64_t i) { return bent(i, load(zdot, i)); }, ydot);
+        if (block.pools_maxima())
+            return each_window(block, [&](int64_t i, const Window& window) {
+                store(ydot, i, bent(i, at_winner(block, window, zdot, load(kept.winner, i))));
             });
-            store(ydot, i, total * part);
-        });
+        const int64_t pixels = block.z_pixels();
+        for (int64_t i = 0; i < pixels; ++i)
+            store(ydot, i, bent(i, load(zdot, i)));
     }
 
-    // second += phi'' unpool(u) zdot.
-    template <class Activation>
-    static void add_curvature(const Block& block, const Activation& phi, const T* kept, const T* zdot, const T* u,
-                              T* second) {
-        const Layout layout = dense(block);
-        const T* const winners = kept + block.state_pixels() * lanes;
-        const auto add = [&](int64_t i, Register product) {
-            store(second, i, load(second, i) + phi.derivatives(load(kept, i)).bend * product);
+    // second (+)= phi'' unpool(u) zdot.
+    static void add_curvature(const Block& block, const Kept& kept, const T* zdot, const T* u, bool add, T* second) {
+        const bool sum = add || !(block.pools_maxima() || block.windows_are_tiles());
+        const auto put = [&](int64_t i, Register product) {
+            const Register term = load(kept.bend, i) * product;
+            store(second, i, sum ? load(second, i) + term : term);
         };
+        if (sum && !add) fill_zero(second, block.z_pixels());
         if (block.pooling == Pooling::None) {
             const int64_t pixels = block.z_pixels();
             for (int64_t i = 0; i < pixels; ++i)
-                add(i, load(u, i) * load(zdot, i));
+                put(i, load(u, i) * load(zdot, i));
             return;
         }
+        const Layout layout = dense(block);
         const T part = share(block);
         each_window(block, [&](int64_t i, const Window& window) {
             const Register cotangent = load(u, i);
-            if (block.pools_maxima())
-                return add(i, cotangent * at_winner(window, layout, zdot, load(winners, i)));
+            if (block.pools_maxima()) return put(i, cotangent * at_winner(block, window, zdot, load(kept.winner, i)));
             window.each([&](int64_t, int64_t y, int64_t x) {
                 const int64_t at = layout.at(window.channel, y, x);
-                add(at, cotangent * part * load(zdot, at));
+                put(at, cotangent * part * load(zdot, at));
             });
         });
     }
@@ -498,8 +496,7 @@ struct ConvSweeps {
     }
 
     static void load_x(const Block& block, const T* x, int64_t samples, T* tile) {
-        const int64_t pixels = block.inputs * block.size[0] * block.size[1];
-        gather_samples(x, pixels, samples, block.size, block.padded, tile);
+        gather_samples(x, block.x_pixels(), samples, block.size, block.padded, tile);
     }
 
     static void load_y(const Block& block, const T* y, int64_t samples, T* tile) {
@@ -511,7 +508,7 @@ struct ConvSweeps {
         const Block& block = *problem.block;
         const Scratch scratch(block, memory);
         fill_zero(scratch.x, block.inputs * block.padded.plane);
-        const int64_t below = block.inputs * block.size[0] * block.size[1], above = block.y_pixels();
+        const int64_t below = block.x_pixels(), above = block.y_pixels();
         for (int64_t tile = begin; tile < end; ++tile) {
             const int64_t samples = samples_of(tile, problem.samples), first = tile * lanes;
             load_x(block, problem.x + first * below, samples, scratch.x);
@@ -527,24 +524,25 @@ struct ConvSweeps {
         const Block& block = *problem.block;
         const Scratch scratch(block, memory);
         fill_zero(scratch.x, block.inputs * block.padded.plane);
-        const int64_t below = block.inputs * block.size[0] * block.size[1], above = block.y_pixels();
+        const int64_t below = block.x_pixels(), above = block.y_pixels();
         for (int64_t tile = begin; tile < end; ++tile) {
             const int64_t samples = samples_of(tile, problem.samples);
-            const T* const kept = problem.kept + tile * block.kept_pixels() * lanes;
-            T* const second = problem.second ? problem.second + tile * block.state_pixels() * lanes : nullptr;
-            if (second) fill_zero(second, block.state_pixels());
+            const Kept kept(block, problem.kept + tile * block.kept_pixels() * lanes);
+            T* const second = problem.second ? problem.second + tile * block.slope_pixels() * lanes : nullptr;
             for (int64_t k = 0; k < problem.stack; ++k) {
                 const int64_t first = k * problem.samples + tile * lanes;
                 load_x(block, problem.xdot + first * below, samples, scratch.x);
                 if (second || problem.weight_sums) load_y(block, problem.u + first * above, samples, scratch.y);
                 if (second || problem.ydot) correlate(block.straight, scratch.x, nullptr, scratch.z);
-                with_kind<Math>(block.kind, block.settings, [&](auto phi) {
-                    if (problem.weight_sums) unpool(block, phi, kept, scratch.y, nullptr, scratch.g);
-                    if (second) add_curvature(block, phi, kept, scratch.z, scratch.y, second);
-                    if (problem.ydot) push_pooled(block, phi, kept, scratch.z, scratch.y);
-                });
-                if (problem.weight_sums) add_weight_gradient(block, scratch.x, scratch.g, problem.weight_sums);
-                if (problem.ydot) scatter_samples(scratch.y, above, samples, problem.ydot + first * above);
+                if (problem.weight_sums) {
+                    unpool(block, kept, scratch.y, nullptr, scratch.g);
+                    add_weight_gradient(block, scratch.x, scratch.g, problem.weight_sums);
+                }
+                if (second) add_curvature(block, kept, scratch.z, scratch.y, k > 0, second);
+                if (problem.ydot) {
+                    push_pooled(block, kept, scratch.z, scratch.y);
+                    scatter_samples(scratch.y, above, samples, problem.ydot + first * above);
+                }
             }
         }
     }
@@ -555,17 +553,15 @@ struct ConvSweeps {
         fill_zero(scratch.x, block.inputs * block.padded.plane);
         fill_zero(scratch.g, block.outputs * block.bordered.plane);
         if (!problem.u) fill_zero(scratch.y, block.y_pixels());
-        const int64_t below = block.inputs * block.size[0] * block.size[1], above = block.y_pixels();
+        const int64_t below = block.x_pixels(), above = block.y_pixels();
         for (int64_t tile = begin; tile < end; ++tile) {
             const int64_t samples = samples_of(tile, problem.samples);
-            const T* const kept = problem.kept + tile * block.kept_pixels() * lanes;
-            const T* const second = problem.second ? problem.second + tile * block.state_pixels() * lanes : nullptr;
+            const Kept kept(block, problem.kept + tile * block.kept_pixels() * lanes);
+            const T* const second = problem.second ? problem.second + tile * block.slope_pixels() * lanes : nullptr;
             for (int64_t k = 0; k < problem.stack; ++k) {
                 const int64_t first = k * problem.samples + tile * lanes;
                 if (problem.u) load_y(block, problem.u + first * above, samples, scratch.y);
-                with_kind<Math>(block.kind, block.settings, [&](auto phi) {
-                    unpool(block, phi, kept, scratch.y, second, scratch.g);
-                });
+                unpool(block, kept, scratch.y, second, scratch.g);
                 if (problem.weight_sums) {
                     load_x(block, problem.x + first * below, samples, scratch.x);
                     add_weight_gradient(block, scratch.x, scratch.g, problem.weight_sums);
