@@ -6,6 +6,7 @@ wherever one exists, fast or not, and raises if there is no compiled library. ``
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from types import ModuleType, TracebackType
@@ -142,6 +143,38 @@ def register_fakes(module: ModuleType) -> None:
         for weight in weights:
             shapes += [weight.shape, weight.shape[:1]]
         return [x.new_empty(shape) for shape, flag in zip(shapes, wanted, strict=True) if flag]
+
+    def block_sizes(like, batch, weight, options):
+        """Shape of a block's y, and how many slopes and numbers in all it keeps."""
+        (B, _, *image), (outputs, _, *kernel), pooling = batch, weight.shape, options[6]
+        stride, padding, dilation, window, step, margin = (options[i : i + 2] for i in (0, 2, 4, 7, 9, 11))
+        z, y = [outputs], [B, outputs]
+        for i in range(2):
+            z.append((image[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1)
+            y.append((z[-1] + 2 * margin[i] - window[i]) // step[i] + 1 if pooling else z[-1])
+        maxima = pooling in (1, 2)
+        lanes = module.lanes(like.element_size())
+        slopes = math.prod(y[1:] if maxima else z) if options[13] else 0
+        winners = math.prod(y[1:]) if maxima else 0
+        tiles = -(-B // lanes) * lanes
+        return y, tiles * slopes, tiles * (slopes * (2 if options[13] > 2 else 1) + winners)
+
+    @ops.register_fake("gradreg_fast::conv_forward")
+    def conv_forward(x, weight, bias, options, settings):
+        y, _, kept = block_sizes(x, x.shape, weight, options)
+        return x.new_empty(y), x.new_empty(kept)
+
+    @ops.register_fake("gradreg_fast::conv_push")
+    def conv_push(xdot, u, kept, weight, options, settings, push, curvature, gradient):
+        y, slopes, _ = block_sizes(xdot, xdot.shape[1:], weight, options)
+        shapes = ((len(xdot), *y), push), ((slopes,), curvature), (weight.shape, gradient)
+        return [xdot.new_empty(shape) for shape, flag in shapes if flag]
+
+    @ops.register_fake("gradreg_fast::conv_pull")
+    def conv_pull(u, second, x, kept, weight, shape, options, settings, pull, bias):
+        stack = 1 if u is None else len(u)
+        shapes = ((stack, *shape), pull), (weight.shape, x is not None), (weight.shape[:1], bias)
+        return [weight.new_empty(shape) for shape, flag in shapes if flag]
 
     @ops.register_fake("gradreg_fast::activation")
     def activation(z: Tensor, kind, settings):

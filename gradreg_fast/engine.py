@@ -171,14 +171,19 @@ class Linearization:
             xdots = tuple(tangents[j] for j in node.inputs)
             if keep is not None and keep[i]:
                 kept[i] = xdots
-            if cotangents is not None and i in cotangents and terms.needs.meeting[i]:
-                u, gradients = cotangents.pop(i), terms.of(node)
-                if scale is None:
-                    terms.add_second(i, rule.curvature(self.saved[i], parameters, u, xdots, gradients))
-                else:
-                    rule.proportional(self.saved[i], parameters, u, xdots, scale, gradients)
-            if top is not None or i < last_meeting:
-                tangents[i] = rule.push(self.saved[i], parameters, xdots)
+            further = top is not None or i < last_meeting
+            meeting = cotangents is not None and i in cotangents and terms.needs.meeting[i]
+            if meeting and scale is None:
+                u = cotangents.pop(i)
+                second, tangent = rule.meet(self.saved[i], parameters, u, xdots, terms.of(node), further)
+                terms.add_second(i, second)
+            else:
+                if meeting:
+                    u = cotangents.pop(i)
+                    rule.proportional(self.saved[i], parameters, u, xdots, scale, terms.of(node))
+                tangent = rule.push(self.saved[i], parameters, xdots) if further else None
+            if further:
+                tangents[i] = tangent
             if final:
                 self.saved[i] = None
             for j in self.graph.released[i]:
@@ -202,14 +207,10 @@ class Linearization:
             terms.second[i] = None
             if not node.inputs or not needed[i] or (d is None and second is None):
                 continue
-            rule, parameters = node.rule, self.parameters[i]
-            if d is not None:
-                rule.gradient(self.saved[i], parameters, d, terms.of(node))
-            if not any(needed[j] for j in node.inputs):
-                continue
-            below = rule.adjoint(self.saved[i], parameters, d, second)
+            further = any(needed[j] for j in node.inputs)
+            below = node.rule.descend(self.saved[i], self.parameters[i], d, second, terms.of(node), further)
             self.saved[i] = None
-            for j, adjoint in zip(node.inputs, below, strict=True):
+            for j, adjoint in zip(node.inputs, below, strict=True) if further else ():
                 if adjoint is not None and needed[j]:
                     adjoints[j] = adjoints[j] + adjoint if j in adjoints else adjoint
         return adjoints.get(0)

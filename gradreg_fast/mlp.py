@@ -319,6 +319,15 @@ def widest(matrices: Sequence[Tensor]) -> int:
     return max(max(weight.shape) for weight in matrices)
 
 
+def kind_of(rule: Rule) -> tuple[int, tuple[float, float]] | None:
+    """An activation's number and settings for the kernels; None if they do not know it."""
+    if type(rule) not in KINDS:
+        return None
+    number, settings_of = KINDS[type(rule)]
+    exact = type(rule) is activation.GELU and rule.approximate == "none"
+    return number - exact, tuple(map(float, settings_of(rule)))
+
+
 def mlp_of(graph: Graph) -> Mlp | None:
     """The network if it is wholly fully connected; found once a graph."""
     if "mlp" not in graph.plans:
@@ -348,10 +357,7 @@ def _find_mlp(graph: Graph) -> Mlp | None:
             settings += [0.0, 0.0]
             activated = False
         elif kind in KINDS and not activated:
-            number, settings_of = KINDS[kind]
-            exact = kind is activation.GELU and node.rule.approximate == "none"
-            kinds[-1] = number - exact
-            settings[-2:] = map(float, settings_of(node.rule))
+            kinds[-1], settings[-2:] = kind_of(node.rule)
             activated = True
         else:
             return None

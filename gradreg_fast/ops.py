@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradreg_fast import contraction, planner
+from gradreg_fast.blocks import with_blocks
 from gradreg_fast.context import closed_form, differentiable, requested, restore, save, wanted_now
 from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
@@ -100,6 +101,7 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and (cotangent is None or (given is not None and mlp.takes(given, x, tensors))):
         return mlp.value_and_vjp(x, given, tensors)
+    graph = with_blocks(graph, x, tensors)
     wanted = wanted_now(tensors)
     with buffers_restored_on_error(graph, tensors):
         if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
@@ -125,6 +127,7 @@ def sqnorm(
         return mlp.value_and_sqnorm(x, None, None, tensors)
     if mlp is not None and isinstance(cotangents, RandomUnits):
         return mlp.value_and_sqnorm(x, cotangents.draw(mlp.output_shape(x, tensors), x), None, tensors)
+    graph = with_blocks(graph, x, tensors)
     wanted = wanted_now(tensors)
     with buffers_restored_on_error(graph, tensors):
         if not (any(wanted) or differentiable(x)):

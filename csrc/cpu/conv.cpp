@@ -170,16 +170,15 @@ struct Plan {
                             const int64_t column = x + sizes.padding[1] - j * sizes.dilation[1];
                             if (row % sizes.stride[0] != 0 || column % sizes.stride[1] != 0) continue;
                             taps.push_back(c * sizes.inputs * area + i * sizes.kernel[1] + j);
-                            offsets[1].push_back(
-                                block.bordered.at(c, row / sizes.stride[0], column / sizes.stride[1]) * lanes());
+                            offsets[1].push_back(block.bordered.at(c, row / sizes.stride[0], column / sizes.stride[1]) *
+                                                 lanes());
                         }
                 phases[1].push_back({(sizes.size[0] - y - 1) / sizes.stride[0] + 1,
                                      (sizes.size[1] - x - 1) / sizes.stride[1] + 1, y * sizes.size[1] + x,
                                      sizes.stride[0] * sizes.size[1], sizes.stride[1], 0, block.bordered.pitch, 1,
                                      int64_t(taps.size()), nullptr, nullptr});
-                pack(1, sizes.inputs, int64_t(taps.size()), [&](int64_t channel, int64_t tap) {
-                    return weight[taps[tap] + channel * area];
-                });
+                pack(1, sizes.inputs, int64_t(taps.size()),
+                     [&](int64_t channel, int64_t tap) { return weight[taps[tap] + channel * area]; });
             }
     }
 
@@ -206,7 +205,8 @@ struct Plan {
 
 constexpr int64_t thread_work = 1 << 20;  // multiplications that pay for waking a thread
 
-// How a batch's tiles are split: a function of the sizes and the number of threads alone, so that sums are reproducible.
+// How a batch's tiles are split: a function of the sizes and the number of threads alone, so that sums are
+// reproducible.
 struct Split {
     int64_t threads, tiles, tiles_each;
 
@@ -259,8 +259,8 @@ class Sums {
 // From the order of packed weights to that of the weight.
 template <class T>
 Tensor weight_gradient(const Sizes& sizes, const Tensor& weight, const Sums<T>& sums) {
-    const Tensor gradient = torch::stable::new_empty(
-        weight, {sizes.outputs, sizes.inputs, sizes.kernel[0], sizes.kernel[1]});
+    const Tensor gradient =
+        torch::stable::new_empty(weight, {sizes.outputs, sizes.inputs, sizes.kernel[0], sizes.kernel[1]});
     const std::vector<T> total = sums.total();
     const int64_t blocks = block_count(sizes.outputs, kernels<T>().block_channels), taps = sizes.taps();
     const T* from = total.data();
@@ -316,8 +316,8 @@ std::vector<Tensor> run_push(const Sizes& sizes, int64_t stack, const Tensor& xd
     problem.xdot = data<T>(xdot);
     problem.u = data<T>(u);
     if (push) {
-        results.push_back(torch::stable::new_empty(
-            xdot, {stack, sizes.samples, sizes.outputs, sizes.pooled[0], sizes.pooled[1]}));
+        results.push_back(
+            torch::stable::new_empty(xdot, {stack, sizes.samples, sizes.outputs, sizes.pooled[0], sizes.pooled[1]}));
         problem.ydot = mutable_data<T>(results.back());
     }
     if (curvature) {

@@ -4,8 +4,8 @@
 //
 // Lanes run along the samples: a tile is as many samples as a register has numbers, and a pixel of a tile is one
 // register. So no loop over a channel, an image, a kernel or a window has a ragged end, however few or odd they are,
-// and strides, paddings and poolings of any kind are nothing but addresses. The lanes behind the last sample hold finite
-// numbers that reach no result.
+// and strides, paddings and poolings of any kind are nothing but addresses. The lanes behind the last sample hold
+// finite numbers that reach no result.
 
 #pragma once
 
@@ -47,26 +47,24 @@ struct Correlation {
 
 template <class T>
 struct ConvBlock {
-    int64_t inputs, outputs;                   // channels of x and z
-    int64_t size[2], summed[2], pooled[2];     // height and width of x, z and y
-    Layout padded;                             // x within its padding
-    Layout bordered;                           // cotangents of z within zeros, as far as `transposed` reaches
-    Correlation<T> straight, transposed;       // a single phase; one for each remainder of a division by the strides
+    int64_t inputs, outputs;                // channels of x and z
+    int64_t size[2], summed[2], pooled[2];  // height and width of x, z and y
+    Layout padded;                          // x within its padding
+    Layout bordered;                        // cotangents of z within zeros, as far as `transposed` reaches
+    Correlation<T> straight, transposed;    // a single phase; one for each remainder of a division by the strides
     Pooling pooling;
-    int64_t window[2], step[2], margin[2];     // of the pooling
+    int64_t window[2], step[2], margin[2];  // of the pooling
     Kind kind;
     Settings settings;
     bool curved;  // phi'' is not zero everywhere
 
     GRADREG_FAST_INLINE bool pools_maxima() const { return pooling == Pooling::Max || pooling == Pooling::MaxFirst; }
-    GRADREG_FAST_INLINE bool windows_are_disjoint() const {
-        return step[0] >= window[0] && step[1] >= window[1];
-    }
+    GRADREG_FAST_INLINE bool windows_are_disjoint() const { return step[0] >= window[0] && step[1] >= window[1]; }
     // Each pixel of z is in one window.
     GRADREG_FAST_INLINE bool windows_are_tiles() const {
-        return pooling == Pooling::None || (step[0] == window[0] && step[1] == window[1] && margin[0] == 0 &&
-                                            margin[1] == 0 && pooled[0] * step[0] == summed[0] &&
-                                            pooled[1] * step[1] == summed[1]);
+        return pooling == Pooling::None ||
+               (step[0] == window[0] && step[1] == window[1] && margin[0] == 0 && margin[1] == 0 &&
+                pooled[0] * step[0] == summed[0] && pooled[1] * step[1] == summed[1]);
     }
     GRADREG_FAST_INLINE int64_t x_pixels() const { return inputs * size[0] * size[1]; }
     GRADREG_FAST_INLINE int64_t z_pixels() const { return outputs * summed[0] * summed[1]; }

@@ -21,13 +21,10 @@ struct ConvSweeps {
     // Sums in flight: 24 of 32 registers, or 12 of 16.
     static constexpr int in_flight = Bytes == 64 ? 24 : 12;
     static constexpr int most_channels = Bytes == 64 ? 6 : 4;
-    static constexpr int at_once(int channels) {
-        return in_flight / channels < 8 ? in_flight / channels : 8;
-    }
+    static constexpr int at_once(int channels) { return in_flight / channels < 8 ? in_flight / channels : 8; }
 
     static GRADREG_FAST_INLINE Register load(const T* tile, int64_t pixel) { return V::load(tile + pixel * lanes); }
     static GRADREG_FAST_INLINE void store(T* tile, int64_t pixel, Register v) { V::store(tile + pixel * lanes, v); }
-    static GRADREG_FAST_INLINE Register broadcast(T value) { return value - Register{}; }  // folds: x - 0 is x
 
     static void fill_zero(T* tile, int64_t pixels) {
         for (int64_t i = 0; i < pixels; ++i)
@@ -142,7 +139,7 @@ struct ConvSweeps {
         for (int c = 0; c < C; ++c)
 #pragma GCC unroll 8
             for (int p = 0; p < P; ++p)
-                sum[c][p] = initial ? broadcast(initial[c]) : Register{};
+                sum[c][p] = initial ? V::broadcast(initial[c]) : Register{};
         const int64_t in_step = phase.in_column * lanes, out_step = phase.out_column * lanes;
         for (int64_t tap = 0; tap < phase.taps; ++tap) {
             const T* const from = in + phase.offsets[tap];
@@ -152,7 +149,7 @@ struct ConvSweeps {
                 pixel[p] = V::load(from + p * in_step);
 #pragma GCC unroll 8
             for (int c = 0; c < C; ++c) {
-                const Register weight = broadcast(weights[tap * C + c]);
+                const Register weight = V::broadcast(weights[tap * C + c]);
 #pragma GCC unroll 8
                 for (int p = 0; p < P; ++p)
                     sum[c][p] += weight * pixel[p];
@@ -170,8 +167,7 @@ struct ConvSweeps {
     static void correlate_row(const Phase<T>& phase, const T* weights, const T* initial, const T* in, T* out,
                               int64_t out_plane) {
         if constexpr (P > 1)
-            if (phase.columns < P)
-                return correlate_row<C, P / 2>(phase, weights, initial, in, out, out_plane);
+            if (phase.columns < P) return correlate_row<C, P / 2>(phase, weights, initial, in, out, out_plane);
         for (int64_t column = 0; column < phase.columns; column += P) {
             const int64_t first = column + P <= phase.columns ? column : phase.columns - P;
             correlate_pixels<C, P>(phase, weights, initial, in + first * phase.in_column * lanes,
@@ -194,8 +190,7 @@ struct ConvSweeps {
                 for (int64_t block = 0; block < blocks; ++block) {
                     const int64_t begin = block_begin(channels, blocks, block);
                     const int64_t end = block_begin(channels, blocks, block + 1);
-                    const auto function =
-                        row_function(end - begin, std::make_integer_sequence<int, most_channels>{});
+                    const auto function = row_function(end - begin, std::make_integer_sequence<int, most_channels>{});
                     function(phase, phase.weights + begin * phase.taps, initial ? initial + begin : nullptr,
                              in + (phase.in + row * phase.in_row) * lanes,
                              out + (begin * correlation.out_plane + phase.out + row * phase.out_row) * lanes,
@@ -327,7 +322,7 @@ struct ConvSweeps {
         const Layout layout = dense(block);
         Register found{};
         window.each([&](int64_t number, int64_t y, int64_t x) {
-            found = Math::select(winner == broadcast(T(number)), load(z, layout.at(window.channel, y, x)), found);
+            found = Math::select(winner == V::broadcast(T(number)), load(z, layout.at(window.channel, y, x)), found);
         });
         return found;
     }
@@ -357,15 +352,15 @@ struct ConvSweeps {
             const Layout layout = dense(block);
             const bool first = block.pooling == Pooling::MaxFirst;
             each_window(block, [&](int64_t i, const Window& window) {
-                Register best = broadcast(-__builtin_inf()), best_sum = best;
-                Register winner = broadcast(T(window.top * window.width + window.left));
+                Register best = V::broadcast(-__builtin_inf()), best_sum = best;
+                Register winner = V::broadcast(T(window.top * window.width + window.left));
                 window.each([&](int64_t number, int64_t row, int64_t column) {
                     const Register sum = load(z, layout.at(window.channel, row, column));
                     const Register value = first ? sum : phi.value(sum);
                     const auto better = (value > best) | (value != value);  // as PyTorch: the first, or the last NaN
                     best = Math::select(better, value, best);
                     best_sum = Math::select(better, sum, best_sum);
-                    winner = Math::select(better, broadcast(T(number)), winner);
+                    winner = Math::select(better, V::broadcast(T(number)), winner);
                 });
                 const Register value = first ? phi.value(best) : best;
                 store(y, i, value);
@@ -391,9 +386,8 @@ struct ConvSweeps {
         const T part = share(block);
         each_window(block, [&](int64_t i, const Window& window) {
             Register total{};
-            window.each([&](int64_t, int64_t row, int64_t column) {
-                total += value(layout.at(window.channel, row, column));
-            });
+            window.each(
+                [&](int64_t, int64_t row, int64_t column) { total += value(layout.at(window.channel, row, column)); });
             store(y, i, total * part);
         });
     }
@@ -417,7 +411,7 @@ struct ConvSweeps {
                 const int64_t at = layout.at(window.channel, y, x);
                 Register term = v;
                 if (maxima)
-                    term = Math::select(winner == broadcast(T(number)), v, Register{});
+                    term = Math::select(winner == V::broadcast(T(number)), v, Register{});
                 else if (disjoint)
                     term = bent(from.at(window.channel, y, x), v);
                 store(g, at, disjoint ? term : load(g, at) + term);

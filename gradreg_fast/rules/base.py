@@ -101,6 +101,33 @@ class Rule:
             return pulled
         return [p if s is None else s.add_(p) for p, s in zip(pulled, second, strict=True)]
 
+    def meet(
+        self,
+        saved: Saved,
+        parameters: Sequence[Tensor | None],
+        u: Tensor | tuple[Tensor, ...],
+        xdots: Sequence[Tensor],
+        gradients: NodeGradients,
+        push: bool,
+    ) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
+        """`curvature` and, if asked for, `push`: for rules that do both at once."""
+        terms = self.curvature(saved, parameters, u, xdots, gradients)
+        return terms, self.push(saved, parameters, xdots) if push else None
+
+    def descend(
+        self,
+        saved: Saved,
+        parameters: Sequence[Tensor | None],
+        d: Tensor | None,
+        second: Sequence[Tensor | None] | None,
+        gradients: NodeGradients,
+        below: bool,
+    ) -> Sequence[Tensor | None] | None:
+        """`gradient` and, if somebody asks `below`, `adjoint`: for rules that do both at once."""
+        if d is not None:
+            self.gradient(saved, parameters, d, gradients)
+        return self.adjoint(saved, parameters, d, second) if below else None
+
     def proportional(
         self,
         saved: Saved,

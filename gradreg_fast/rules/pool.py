@@ -1,5 +1,9 @@
 """Pooling: linear once the winners are known, so maxima keep their indices and averages keep nothing."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -8,16 +12,38 @@ from gradreg_fast.rules.base import Rule, is_channels_last, map_rows
 aten = torch.ops.aten
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Windows that slide over images, heights before widths: all of them within the image and its padding.
+
+    Attributes:
+        size: of a window.
+        stride: from one to the next.
+        padding: at each side.
+    """
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    def counts(self, image: tuple[int, int]) -> tuple[int, int]:
+        """How many fit into an image, below each other and side by side."""
+        parts = zip(image, self.size, self.stride, self.padding, strict=True)
+        return tuple((length + 2 * padding - size) // stride + 1 for length, size, stride, padding in parts)
+
+
 class MaxPool(Rule):
     """Maximum over windows; the derivative goes to the winner that PyTorch names (the first of equals).
 
     Args:
         windows: aten's function returning ``(y, indices)``, with its settings bound: ``x [B, C, H, W]`` (or
             ``[B, H, W]``, which PyTorch pools as well).
+        shape: the windows, if these settings say it all.
     """
 
-    def __init__(self, windows) -> None:
+    def __init__(self, windows, shape: Windows | None = None) -> None:
         self.windows = windows
+        self.shape = shape
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
@@ -48,11 +74,13 @@ class AveragePool(Rule):
     Args:
         windows: aten's pooling function with its settings bound, of ``[rows, C, H, W]``.
         backward: aten's function of ``(u, x)``, which uses no more than the shape of x.
+        shape: the windows, if these settings say it all and each average is over a whole window.
     """
 
-    def __init__(self, windows, backward) -> None:
+    def __init__(self, windows, backward, shape: Windows | None = None) -> None:
         self.windows = windows
         self.backward = backward
+        self.shape = shape
 
     def forward(self, inputs, parameters, extras):
         return self.windows(inputs[0]), (inputs[0].shape,)

@@ -25,7 +25,7 @@ from gradreg_fast.rules.conv import Conv
 from gradreg_fast.rules.linear import Linear
 from gradreg_fast.rules.merge import Add, Affine, Cat, Dropout
 from gradreg_fast.rules.norm import BatchNormEval, BatchNormTrain
-from gradreg_fast.rules.pool import AveragePool, MaxPool
+from gradreg_fast.rules.pool import AveragePool, MaxPool, Windows
 from gradreg_fast.rules.shape import LinearMap, Permute, Reshape
 
 aten = torch.ops.aten
@@ -196,17 +196,24 @@ def sine(input, frequency=1.0):
 def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     if return_indices:
         return "it returns indices"
-    settings = (each(kernel_size, 2), each(stride or kernel_size, 2), each(padding, 2), each(dilation, 2), ceil_mode)
-    return Call(MaxPool(lambda x: aten.max_pool2d_with_indices(x, *settings)), (input,))
+    windows = (each(kernel_size, 2), each(stride or kernel_size, 2), each(padding, 2))
+    settings = (*windows, each(dilation, 2), ceil_mode)
+    shape = Windows(*map(tuple, windows)) if each(dilation, 2) == [1, 1] and not ceil_mode else None
+    return Call(MaxPool(lambda x: aten.max_pool2d_with_indices(x, *settings), shape), (input,))
 
 
 @function(functional.avg_pool2d)
 def avg_pool2d(
     input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
 ):
-    settings = (each(kernel_size, 2), each(stride or kernel_size, 2), each(padding, 2))
-    settings += (ceil_mode, count_include_pad, divisor_override)
-    pool = AveragePool(lambda x: aten.avg_pool2d(x, *settings), lambda u, x: aten.avg_pool2d_backward(u, x, *settings))
+    windows = (each(kernel_size, 2), each(stride or kernel_size, 2), each(padding, 2))
+    settings = (*windows, ceil_mode, count_include_pad, divisor_override)
+    whole = not ceil_mode and divisor_override is None and (count_include_pad or windows[2] == [0, 0])
+    pool = AveragePool(
+        lambda x: aten.avg_pool2d(x, *settings),
+        lambda u, x: aten.avg_pool2d_backward(u, x, *settings),
+        Windows(*map(tuple, windows)) if whole else None,
+    )
     return Call(pool, (input,))
 
 

@@ -1,0 +1,149 @@
+"""Convolutions and what follows them as nodes for compiled kernels, where those are faster.
+
+A block stands for a convolution, the activation behind it and the pooling behind that, as far as they are there. It is
+a node like any other, and no sweep knows of it. The graph without blocks is its reference in PyTorch lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gradreg_fast.backend import available, current
+from gradreg_fast.graph import Graph, Node, PlainValue
+from gradreg_fast.mlp import STRAIGHT, kind_of
+from gradreg_fast.rules.activation import Activation
+from gradreg_fast.rules.conv import Conv
+from gradreg_fast.rules.conv_block import AVERAGE, MAX, MAX_FIRST, NONE, ConvBlock
+from gradreg_fast.rules.merge import Add, Affine, Dropout
+from gradreg_fast.rules.norm import BatchNormEval, BatchNormTrain
+from gradreg_fast.rules.pool import AveragePool, MaxPool, Windows
+
+Shape = tuple[int, ...]
+
+NO_WINDOWS = Windows((1, 1), (1, 1), (0, 0))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Nodes that a block can stand for.
+
+    Attributes:
+        nodes: their numbers: a convolution, then what alone reads the node before.
+        rule: the block.
+    """
+
+    nodes: tuple[int, ...]
+    rule: ConvBlock
+
+
+def with_blocks(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Graph:
+    """The graph with blocks where kernels serve this input, and the backend's choice allows it; remembered."""
+    choice = current()
+    if choice == "torch" or x.device.type != "cpu" or x.dim() != 4 or torch.is_autocast_enabled("cpu"):
+        return graph
+    convolutions = [tensor for run in runs_of(graph) for tensor in _parameters(graph, run, tensors)]
+    if not convolutions or any(not _is_plain(tensor, x) for tensor in (x, *convolutions)) or not available():
+        return graph
+    key = ("blocks", x.shape, x.dtype, choice, *(tensor.shape for tensor in convolutions))
+    if key not in graph.plans:
+        graph.plans[key] = _rewritten(graph, x, tensors, always=choice == "cpp")
+    return graph.plans[key]
+
+
+def _parameters(graph: Graph, run: Run, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    slots = graph.nodes[run.nodes[0]].slots
+    return [tensors[slot] for slot in slots if slot is not None]
+
+
+def _is_plain(tensor: Tensor, x: Tensor) -> bool:
+    """Whether kernels can read this tensor's memory as numbers like those of x."""
+    plain = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
+    return plain and tensor.dtype == x.dtype and x.dtype in (torch.float32, torch.float64)
+
+
+def _rewritten(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None], always: bool) -> Graph:
+    shapes = shapes_of(graph, x.shape, tensors)
+    nodes = list(graph.nodes)
+    for run in runs_of(graph):
+        first, last = nodes[run.nodes[0]], run.nodes[-1]
+        images, weight = shapes[first.inputs[0]], tensors[first.slots[0]]
+        sums, result = shapes[run.nodes[0]], shapes[last]
+        if images is None or images[1] != weight.shape[1] or min(*sums, *result) < 1:
+            continue  # PyTorch's lines say what is wrong, if anything is
+        if not (always or is_faster(images, weight.shape, sums, x.dtype)):
+            continue
+        for i in run.nodes:
+            nodes[i] = Node(nodes[i].name, PlainValue(_nothing), ())
+        nodes[last] = replace(first, rule=run.rule)
+    return replace(graph, nodes=tuple(nodes), plans={}, _with_head={}, _needs={})
+
+
+def _nothing() -> None:
+    """The value of a node that became part of a block."""
+
+
+def is_faster(images: Shape, weight: Shape, sums: Shape, dtype: torch.dtype) -> bool:
+    """Whether the kernels are ahead of the PyTorch lines for these shapes."""
+    return True
+
+
+def runs_of(graph: Graph) -> list[Run]:
+    """What blocks can stand for; found once a graph."""
+    if "runs" not in graph.plans:
+        starts = [i for i, node in enumerate(graph.nodes) if node and type(node.rule) is Conv]
+        runs = [_run(graph, i) for i in starts]
+        graph.plans["runs"] = [run for run in runs if run is not None]
+    return graph.plans["runs"]
+
+
+def _run(graph: Graph, start: int) -> Run | None:
+    """The longest run that starts with this convolution."""
+    conv = graph.nodes[start].rule
+    if conv.groups != 1 or len(conv.stride) != 2:
+        return None
+    measured = {j for node in graph.nodes if node for j in node.extras}
+    nodes, activation, pooling, windows = [start], None, NONE, NO_WINDOWS
+    while True:
+        i = nodes[-1]
+        readers = graph.consumers[i]
+        if len(readers) != 1 or i in (graph.output, graph.seed) or i in measured:
+            break
+        rule = graph.nodes[readers[0]].rule
+        if isinstance(rule, Activation) and activation is None and kind_of(rule) is not None and pooling != AVERAGE:
+            activation = rule
+            pooling = MAX_FIRST if pooling == MAX else pooling
+        elif isinstance(rule, (MaxPool, AveragePool)) and pooling == NONE and rule.shape is not None:
+            pooling, windows = MAX if isinstance(rule, MaxPool) else AVERAGE, rule.shape
+        else:
+            break
+        nodes.append(readers[0])
+    kind, settings = (0, (0.0, 0.0)) if activation is None else kind_of(activation)
+    return Run(tuple(nodes), ConvBlock(conv, kind, settings, kind in STRAIGHT, pooling, windows))
+
+
+def shapes_of(graph: Graph, x: Shape, tensors: Sequence[Tensor | None]) -> list[Shape | None]:
+    """The shapes of a graph's values where they are images, made by rules that say so; else None."""
+    shapes: list[Shape | None] = [tuple(x)]
+    for node in graph.nodes[1:]:
+        below = [shapes[j] for j in node.inputs]
+        known = below and all(shape == below[0] is not None for shape in below)
+        shapes.append(_image_shape(node, below[0], tensors) if known else None)
+    return shapes
+
+
+def _image_shape(node: Node, x: Shape, tensors: Sequence[Tensor | None]) -> Shape | None:
+    rule = node.rule
+    if isinstance(rule, (Activation, Add, Affine, Dropout, BatchNormEval, BatchNormTrain)):
+        return x
+    if isinstance(rule, Conv) and len(x) == 4:
+        outputs, _, *kernel = tensors[node.slots[0]].shape
+        spans = [step * (size - 1) + 1 for step, size in zip(rule.dilation, kernel, strict=True)]
+        windows = Windows(tuple(spans), tuple(rule.stride), tuple(rule.padding))
+        return (x[0], outputs, *windows.counts(x[2:]))
+    if isinstance(rule, (MaxPool, AveragePool)) and rule.shape is not None and len(x) == 4:
+        return (*x[:2], *rule.shape.counts(x[2:]))
+    return None
