@@ -31,9 +31,11 @@ class FlopCounter(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.total = 0
+        self.complete = True
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.complete &= func.namespace != "gradreg_fast"  # compiled sweeps, which PyTorch knows nothing of
         if func is torch.ops.aten.convolution_backward.default:
             grad_out, x, weight, _, _, _, _, transposed, _, _, (needs_x, needs_weight, _) = args
             self.total += (needs_x + needs_weight) * conv_flop_count(x.shape, weight.shape, grad_out.shape, transposed)
@@ -99,7 +101,7 @@ class Peer:
             self.step()
         with torch.no_grad(), FlopCounter() as forward:
             self.model(self.batch.x)
-        return step.total / forward.total or None  # compiled sweeps are no operations that PyTorch could count
+        return step.total / forward.total if step.complete else None
 
 
 class GradregFast(Peer):
