@@ -20,17 +20,18 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
         "float[] settings, int loss, int stack, bool unit_seed, Tensor? ybar, Tensor? gbar, Tensor? norm_weights, "
         "int[] wanted) -> Tensor[]");
     // A convolution block, y = pool(phi(W * x + b)) (cpu/conv.h). options: stride, padding and dilation; the pooling's
-    // number, window, step and margin; the activation's number; pairs are of the height and the width. Images are
-    // [B, C, H, W], stacks [K, B, C, H, W]. Sweep 1: returns y and what the other sweeps need.
+    // number, window, step and margin; the activation's number; whether resulting images lie channels last. Pairs are
+    // of the height and the width. Images are [B, C, H, W], stacks [K, B, C, H, W]. Sweep 1: returns y and what the
+    // other sweeps need.
     library.def(
         "conv_forward(Tensor x, Tensor weight, Tensor? bias, int[] options, float[] settings) -> (Tensor, Tensor)");
-    // Sweep 3. u: cotangents of y, where tangents meet them. Returns, each if wanted: ydot; the second-order term of z's
-    // adjoint, sum_k phi'' u zdot; the weight's gradient, sum_k u_z (x) xdot.
+    // Sweep 3. u: cotangents of y, where tangents meet them. Returns, each if wanted: ydot; the second-order term of
+    // z's adjoint, sum_k phi'' u zdot; the weight's gradient, sum_k u_z (x) xdot.
     library.def(
         "conv_push(Tensor xdot, Tensor? u, Tensor kept, Tensor weight, int[] options, float[] settings, bool push, "
         "bool curvature, bool gradient) -> Tensor[]");
-    // Sweeps 2 and 4. u: cotangents, or one adjoint, of y; second: from conv_push; shape: of x. Returns, each if wanted:
-    // what is pulled to x; the weight's gradient, if x is given; the bias's.
+    // Sweeps 2 and 4. u: cotangents, or one adjoint, of y; second: from conv_push; shape: of x. Returns, each if
+    // wanted: what is pulled to x; the weight's gradient, if x is given; the bias's.
     library.def(
         "conv_pull(Tensor? u, Tensor? second, Tensor? x, Tensor kept, Tensor weight, int[] shape, int[] options, "
         "float[] settings, bool pull, bool bias) -> Tensor[]");

@@ -159,22 +159,31 @@ def register_fakes(module: ModuleType) -> None:
         tiles = -(-B // lanes) * lanes
         return y, tiles * slopes, tiles * (slopes * (2 if options[13] > 2 else 1) + winners)
 
+    def images(like, shape, options):
+        """Images [.., C, H, W] in the layout of the results."""
+        if not options[14]:
+            return like.new_empty(shape)
+        *before, C, H, W = shape
+        return like.new_empty(*before, H, W, C).movedim(-1, -3)
+
     @ops.register_fake("gradreg_fast::conv_forward")
     def conv_forward(x, weight, bias, options, settings):
         y, _, kept = block_sizes(x, x.shape, weight, options)
-        return x.new_empty(y), x.new_empty(kept)
+        return images(x, y, options), x.new_empty(kept)
 
     @ops.register_fake("gradreg_fast::conv_push")
     def conv_push(xdot, u, kept, weight, options, settings, push, curvature, gradient):
         y, slopes, _ = block_sizes(xdot, xdot.shape[1:], weight, options)
-        shapes = ((len(xdot), *y), push), ((slopes,), curvature), (weight.shape, gradient)
-        return [xdot.new_empty(shape) for shape, flag in shapes if flag]
+        results = [images(xdot, (len(xdot), *y), options)] if push else []
+        results += [xdot.new_empty(slopes)] if curvature else []
+        return results + ([xdot.new_empty(weight.shape)] if gradient else [])
 
     @ops.register_fake("gradreg_fast::conv_pull")
     def conv_pull(u, second, x, kept, weight, shape, options, settings, pull, bias):
         stack = 1 if u is None else len(u)
-        shapes = ((stack, *shape), pull), (weight.shape, x is not None), (weight.shape[:1], bias)
-        return [weight.new_empty(shape) for shape, flag in shapes if flag]
+        results = [images(weight, (stack, *shape), options)] if pull else []
+        results += [weight.new_empty(weight.shape)] if x is not None else []
+        return results + ([weight.new_empty(weight.shape[:1])] if bias else [])
 
     @ops.register_fake("gradreg_fast::activation")
     def activation(z: Tensor, kind, settings):

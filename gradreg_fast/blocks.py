@@ -7,8 +7,9 @@ a node like any other, and no sweep knows of it. The graph without blocks is its
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,11 +26,16 @@ from gradreg_fast.rules.pool import AveragePool, MaxPool, Windows
 
 Shape = tuple[int, ...]
 
-# The largest weight, in numbers, that the kernels take by themselves, by dtype, where the samples fill their lanes. All
-# four sweeps of a layer, in units of the PyTorch lines' time, one thread, 8 to 32 pixels wide, in float32: 0.4 to 0.6 for
-# 1 to 8 input channels, 0.6 to 0.85 for 16, 0.9 at 18,000 weights, 1.0 at 25,000, above that up to 1.35; in float64 0.4
-# to 0.8 up to 150,000. Kernels, strides, activations and poolings differ little.
-MOST_WEIGHTS = {torch.float32: 20_000, torch.float64: 150_000}
+# What the kernels take by themselves, from all four sweeps of a layer in units of the PyTorch lines' time: float32, one
+# thread, 32 samples, kernels 1 to 7, 8 to 32 pixels wide, several activations.
+# - Inputs times outputs at most this, by dtype. With pooling 0.3 to 0.7 up to 128, 0.85 to 1.0 at 256, 0.9 to 1.1 at
+#   512, 1.1 to 1.2 at 1024; in float64 0.4 to 0.7 up to 4096.
+MOST_CHANNELS = {torch.float32: 256, torch.float64: 4096}
+# - Without pooling, sums of a sample at most this: larger tiles leave the second-level cache, where 0.6 to 0.8 becomes
+#   0.8 to 1.7.
+MOST_SUMS = 8192
+# - Sums of a row, which are computed side by side, at least this: fewer wait for each other.
+LEAST_IN_A_ROW = 8
 
 NO_WINDOWS = Windows((1, 1), (1, 1), (0, 0))
 
@@ -40,11 +46,11 @@ class Run:
 
     Attributes:
         nodes: their numbers: a convolution, then what alone reads the node before.
-        rule: the block.
+        block: makes the rule, given whether images are to be channels last.
     """
 
     nodes: tuple[int, ...]
-    rule: ConvBlock
+    block: Callable[[bool], ConvBlock]
 
 
 def with_blocks(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Graph:
@@ -74,18 +80,25 @@ def _is_plain(tensor: Tensor, x: Tensor) -> bool:
 
 def _rewritten(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None], always: bool) -> Graph:
     shapes = shapes_of(graph, x.shape, tensors)
-    nodes = list(graph.nodes)
+    nodes, chosen = list(graph.nodes), []
     for run in runs_of(graph):
         first, last = nodes[run.nodes[0]], run.nodes[-1]
         images, weight = shapes[first.inputs[0]], tensors[first.slots[0]]
         sums, result = shapes[run.nodes[0]], shapes[last]
         if images is None or images[1] != weight.shape[1] or min(*sums[2:], *result[2:]) < 1:
             continue  # PyTorch's lines say what is wrong, if anything is
-        if not (always or is_faster(weight, len(x))):
+        if not (always or is_faster(weight, images, sums, pools=sums != result)):
             continue
+        chosen.append(run)
+    if not chosen:
+        return graph
+    # PyTorch's convolutions are channels last; layouts side by side cost more than either
+    others = sum(isinstance(node.rule, Conv) for node in nodes if node) > len(chosen)
+    for run in chosen:
+        first = nodes[run.nodes[0]]
         for i in run.nodes:
             nodes[i] = Node(nodes[i].name, PlainValue(_nothing), ())
-        nodes[last] = replace(first, rule=run.rule)
+        nodes[run.nodes[-1]] = replace(first, rule=run.block(others))
     return replace(graph, nodes=tuple(nodes), plans={}, _with_head={}, _needs={})
 
 
@@ -93,12 +106,22 @@ def _nothing() -> None:
     """The value of a node that became part of a block."""
 
 
-def is_faster(weight: Tensor, samples: int) -> bool:
-    """Whether the kernels are ahead of the PyTorch lines, which a batch that leaves lanes or threads idle holds back."""
-    lanes, threads = require().lanes(weight.element_size()), torch.get_num_threads()
-    rounds = math.ceil(samples / (lanes * threads))
-    filled = samples / (rounds * lanes * threads) if samples else 1
-    return weight.numel() <= MOST_WEIGHTS[weight.dtype] * filled**3
+def is_faster(weight: Tensor, images: Shape, sums: Shape, pools: bool) -> bool:
+    """Whether the kernels are ahead of the PyTorch lines.
+
+    Args:
+        weight: of the convolution.
+        images: shape of its input.
+        sums: shape of its output.
+        pools: whether the block ends in a pooling.
+    """
+    if min(shape[1] * shape[3] for shape in (images, sums)) < LEAST_IN_A_ROW:
+        return False
+    if not pools and math.prod(sums[1:]) > MOST_SUMS:
+        return False
+    places = require().lanes(weight.element_size()) * torch.get_num_threads()
+    filled = images[0] / (max(1, math.ceil(images[0] / places)) * places)  # idle lanes and threads hold kernels back
+    return images[1] * sums[1] <= MOST_CHANNELS[weight.dtype] * filled**3
 
 
 def runs_of(graph: Graph) -> list[Run]:
@@ -132,7 +155,8 @@ def _run(graph: Graph, start: int) -> Run | None:
             break
         nodes.append(readers[0])
     kind, settings = (0, (0.0, 0.0)) if activation is None else kind_of(activation)
-    return Run(tuple(nodes), ConvBlock(conv, kind, settings, kind in STRAIGHT, pooling, windows))
+    block = partial(ConvBlock, conv, kind, settings, kind in STRAIGHT, pooling, windows)
+    return Run(tuple(nodes), block)
 
 
 def shapes_of(graph: Graph, x: Shape, tensors: Sequence[Tensor | None]) -> list[Shape | None]:

@@ -51,6 +51,44 @@ Optional checked(const Optional& tensor, ScalarType type, const std::vector<int6
     return as_contiguous(*tensor);
 }
 
+// Whether images lie channels last and without gaps; the strides of sizes of one say nothing.
+bool is_channels_last(const Tensor& images) {
+    const int64_t dimensions = images.dim();
+    int64_t stride = 1;
+    const auto fits = [&](int64_t dimension) {
+        const bool right = images.size(dimension) == 1 || images.stride(dimension) == stride;
+        stride *= images.size(dimension);
+        return right;
+    };
+    bool last = fits(dimensions - 3) && fits(dimensions - 1) && fits(dimensions - 2);
+    for (int64_t dimension = dimensions - 4; dimension >= 0; --dimension)
+        last = last && fits(dimension);
+    return last;
+}
+
+// Checked, and without gaps in one of the two layouts.
+Optional checked_images(const Optional& images, ScalarType type, const std::vector<int64_t>& shape, const char* name) {
+    if (!images) return std::nullopt;
+    check(*images, type, shape, name);
+    return is_channels_last(*images) ? images : as_contiguous(*images);
+}
+
+template <class T>
+Images<const T> images_of(const Optional& tensor) {
+    if (!tensor) return {nullptr, false};
+    return {data<T>(*tensor), !tensor->is_contiguous()};
+}
+
+// New images [.., C, H, W] in one of the two layouts.
+Tensor new_images(const Tensor& like, std::vector<int64_t> shape, bool channels_last) {
+    if (!channels_last) return torch::stable::new_empty(like, shape);
+    const int64_t dimensions = int64_t(shape.size());
+    std::rotate(shape.end() - 3, shape.end() - 2, shape.end());
+    const Tensor images = torch::stable::new_empty(like, shape);  // [.., H, W, C]
+    return torch::stable::transpose(torch::stable::transpose(images, dimensions - 3, dimensions - 1), dimensions - 2,
+                                    dimensions - 1);
+}
+
 // The sizes and settings of a block for a batch of images, checked.
 struct Sizes {
     ScalarType type;
@@ -59,15 +97,17 @@ struct Sizes {
     Pooling pooling;
     Kind kind;
     Settings settings;
+    bool channels_last;  // results
 
-    // options: stride, padding, dilation, the pooling's number, window, step and margin, the activation's number.
+    // options: stride, padding, dilation, the pooling's number, window, step and margin, the activation's number, and
+    // whether resulting images are channels last.
     Sizes(const std::vector<int64_t>& shape, const Tensor& weight, const std::vector<int64_t>& options,
           const std::vector<double>& numbers)
         : type(weight.scalar_type()) {
         STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "weight must be float32 or float64");
         STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 4, "weight must be [outputs, inputs, height, width]");
         STD_TORCH_CHECK(shape.size() == 4, "x must be [B, C, H, W]");
-        STD_TORCH_CHECK(options.size() == 14 && numbers.size() == 2, "14 options and 2 settings describe a block");
+        STD_TORCH_CHECK(options.size() == 15 && numbers.size() == 2, "15 options and 2 settings describe a block");
         samples = shape[0], inputs = shape[1], outputs = weight.size(0);
         tiles = round_up(samples, lanes_of(type)) / lanes_of(type);
         STD_TORCH_CHECK(weight.size(1) == inputs, "weight must have as many inputs as x has channels");
@@ -76,6 +116,7 @@ struct Sizes {
         pooling = Pooling(options[6]);
         kind = Kind(options[13]);
         settings = {numbers[0], numbers[1]};
+        channels_last = options[14];
         for (int i = 0; i < 2; ++i) {
             size[i] = shape[2 + i], kernel[i] = weight.size(2 + i);
             stride[i] = options[i], padding[i] = options[2 + i], dilation[i] = options[4 + i];
@@ -279,13 +320,14 @@ template <class T>
 std::tuple<Tensor, Tensor> run_forward(const Sizes& sizes, const Tensor& x, const Tensor& weight,
                                        const Optional& bias) {
     const Plan<T> plan(sizes, weight);
-    const Tensor y = torch::stable::new_empty(x, {sizes.samples, sizes.outputs, sizes.pooled[0], sizes.pooled[1]});
+    const Tensor y = new_images(x, sizes.y(), sizes.channels_last);
     const Tensor kept = torch::stable::new_empty(x, {kept_count(sizes, plan.block.kept_pixels())});
     const Split split(sizes, 1);
     const int64_t each = plan.block.scratch_pixels() * kernels<T>().lanes;
     const Scratch<T> scratch(split.threads * each);
-    const ConvForward<T> problem{&plan.block, sizes.samples,      data<T>(bias),
-                                 data<T>(x),  mutable_data<T>(y), mutable_data<T>(kept)};
+    const ConvForward<T> problem{
+        &plan.block,          sizes.samples, data<T>(bias), images_of<T>(x), {mutable_data<T>(y), sizes.channels_last},
+        mutable_data<T>(kept)};
     split.each([&](int64_t thread, int64_t begin, int64_t end) {
         kernels<T>().forward(problem, begin, end, scratch.get() + thread * each);
     });
@@ -296,10 +338,10 @@ std::tuple<Tensor, Tensor> conv_forward(Tensor x, Tensor weight, Optional bias, 
                                         std::vector<double> settings) {
     STD_TORCH_CHECK(x.dim() == 4, "x must be [B, C, H, W]");
     const Sizes sizes({x.size(0), x.size(1), x.size(2), x.size(3)}, weight, options, settings);
-    check(x, sizes.type, sizes.x(), "x");
+    x = *checked_images(x, sizes.type, sizes.x(), "x");
     bias = checked(bias, sizes.type, {sizes.outputs}, "bias");
     const auto run = sizes.type == ScalarType::Float ? run_forward<float> : run_forward<double>;
-    return run(sizes, as_contiguous(x), as_contiguous(weight), bias);
+    return run(sizes, x, as_contiguous(weight), bias);
 }
 
 template <class T>
@@ -313,12 +355,11 @@ std::vector<Tensor> run_push(const Sizes& sizes, int64_t stack, const Tensor& xd
     problem.samples = sizes.samples;
     problem.stack = stack;
     problem.kept = data<T>(kept);
-    problem.xdot = data<T>(xdot);
-    problem.u = data<T>(u);
+    problem.xdot = images_of<T>(xdot);
+    problem.u = images_of<T>(u);
     if (push) {
-        results.push_back(
-            torch::stable::new_empty(xdot, {stack, sizes.samples, sizes.outputs, sizes.pooled[0], sizes.pooled[1]}));
-        problem.ydot = mutable_data<T>(results.back());
+        results.push_back(new_images(xdot, sizes.y(stack), sizes.channels_last));
+        problem.ydot = {mutable_data<T>(results.back()), sizes.channels_last};
     }
     if (curvature) {
         results.push_back(torch::stable::new_empty(xdot, {kept_count(sizes, plan.block.slope_pixels())}));
@@ -342,14 +383,13 @@ std::vector<Tensor> conv_push(Tensor xdot, Optional u, Tensor kept, Tensor weigh
     STD_TORCH_CHECK(xdot.dim() == 5, "xdot must be [K, B, C, H, W]");
     const int64_t stack = xdot.size(0);
     const Sizes sizes({xdot.size(1), xdot.size(2), xdot.size(3), xdot.size(4)}, weight, options, settings);
-    check(xdot, sizes.type, sizes.x(stack), "xdot");
-    u = checked(u, sizes.type, sizes.y(stack), "u");
+    xdot = *checked_images(xdot, sizes.type, sizes.x(stack), "xdot");
+    u = checked_images(u, sizes.type, sizes.y(stack), "u");
     STD_TORCH_CHECK(u || !(curvature || gradient), "tangents meet nothing without u");
     STD_TORCH_CHECK(!curvature || sizes.curved(), "there is no curvature in a piecewise linear block");
     check(kept, sizes.type, {kept.numel()}, "kept");
     const auto run = sizes.type == ScalarType::Float ? run_push<float> : run_push<double>;
-    return run(sizes, stack, as_contiguous(xdot), u, as_contiguous(kept), as_contiguous(weight), push, curvature,
-               gradient);
+    return run(sizes, stack, xdot, u, as_contiguous(kept), as_contiguous(weight), push, curvature, gradient);
 }
 
 template <class T>
@@ -365,13 +405,12 @@ std::vector<Tensor> run_pull(const Sizes& sizes, int64_t stack, const Optional& 
     problem.samples = sizes.samples;
     problem.stack = stack;
     problem.kept = data<T>(kept);
-    problem.u = data<T>(u);
+    problem.u = images_of<T>(u);
     problem.second = data<T>(second);
-    problem.x = data<T>(x);
+    problem.x = images_of<T>(x);
     if (pull) {
-        results.push_back(
-            torch::stable::new_empty(weight, {stack, sizes.samples, sizes.inputs, sizes.size[0], sizes.size[1]}));
-        problem.below = mutable_data<T>(results.back());
+        results.push_back(new_images(weight, sizes.x(stack), sizes.channels_last));
+        problem.below = {mutable_data<T>(results.back()), sizes.channels_last};
     }
     const Split split(sizes, stack);
     const int64_t each = plan.block.scratch_pixels() * kernels<T>().lanes;
@@ -401,8 +440,8 @@ std::vector<Tensor> conv_pull(Optional u, Optional second, Optional x, Tensor ke
     STD_TORCH_CHECK(!u || u->dim() == 5, "u must be [K, B, C, H, W]");
     const int64_t stack = u ? u->size(0) : 1;
     STD_TORCH_CHECK(stack == 1 || !(x || second || bias), "adjoints are no stack");
-    u = checked(u, sizes.type, sizes.y(stack), "u");
-    x = checked(x, sizes.type, sizes.x(), "x");
+    u = checked_images(u, sizes.type, sizes.y(stack), "u");
+    x = checked_images(x, sizes.type, sizes.x(), "x");
     if (second) second = checked(second, sizes.type, {second->numel()}, "second");
     check(kept, sizes.type, {kept.numel()}, "kept");
     const auto run = sizes.type == ScalarType::Float ? run_pull<float> : run_pull<double>;

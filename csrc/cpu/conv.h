@@ -26,6 +26,13 @@ struct Layout {
     }
 };
 
+// The images of a batch, or a stack of batches, without gaps: [.., C, H, W] or, channels last, [.., H, W, C].
+template <class T>
+struct Images {
+    T* data;
+    bool channels_last;
+};
+
 // Some rows and columns of an image `out` as correlations of another one, `in`. Positions count pixels.
 template <class T>
 struct Phase {
@@ -83,15 +90,15 @@ struct ConvBlock {
     }
 };
 
-// Images are [.., C, H, W], stacks [K, B, C, H, W]; `kept` and `second` are [tiles, pixels, lanes].
+// Stacks of cotangents and tangents are [K, B, ..]; `kept` and `second` are [tiles, pixels, lanes].
 
 template <class T>
 struct ConvForward {
     const ConvBlock<T>* block;
     int64_t samples;
     const T* bias;  // null: zero
-    const T* x;
-    T* y;
+    Images<const T> x;
+    Images<T> y;
     T* kept;
 };
 
@@ -100,11 +107,11 @@ struct ConvPush {
     const ConvBlock<T>* block;
     int64_t samples, stack;
     const T* kept;
-    const T* xdot;
-    const T* u;      // cotangents of y; read if one of the last two is wanted
-    T* ydot;         // null: not wanted
-    T* second;       // sum_k phi'' u zdot; null: not wanted
-    T* weight_sums;  // one thread's, as `Phase::weights` with a register for each number; null: not wanted
+    Images<const T> xdot;
+    Images<const T> u;  // cotangents of y; read if one of the last two is wanted
+    Images<T> ydot;     // null: not wanted
+    T* second;          // sum_k phi'' u zdot; null: not wanted
+    T* weight_sums;     // one thread's, as `Phase::weights` with a register for each number; null: not wanted
 };
 
 template <class T>
@@ -112,12 +119,12 @@ struct ConvPull {
     const ConvBlock<T>* block;
     int64_t samples, stack;
     const T* kept;
-    const T* u;       // cotangents, or adjoints, of y; null: zero
-    const T* second;  // added to those of z; null: zero
-    const T* x;       // read if the next is wanted
-    T* weight_sums;   // see ConvPush
-    T* bias_sums;     // [outputs] registers; null: not wanted
-    T* below;         // cotangents, or adjoints, of x; null: not wanted
+    Images<const T> u;  // cotangents, or adjoints, of y; null: zero
+    const T* second;    // added to those of z; null: zero
+    Images<const T> x;  // read if the next is wanted
+    T* weight_sums;     // see ConvPush
+    T* bias_sums;       // [outputs] registers; null: not wanted
+    Images<T> below;    // cotangents, or adjoints, of x; null: not wanted
 };
 
 // One instruction set's kernels, for the tiles [begin, end) of a batch. `scratch` holds `scratch_pixels` registers.

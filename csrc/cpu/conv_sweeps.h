@@ -49,26 +49,30 @@ struct ConvSweeps {
         if constexpr (Step > 1) transpose<Step / 2>(square);
     }
 
-    // Goes through the pixels of an image in order.
+    // Goes through the pixels of a tile's image in the order in which a sample has them.
     struct Cursor {
-        const Layout& layout;
-        const int64_t height, width;
-        int64_t y, x, position;
-        Cursor(const Layout& layout, const int64_t (&size)[2], int64_t pixel)
-            : layout(layout), height(size[0]), width(size[1]) {
-            const int64_t row = pixel / width;
-            y = row % height;
-            x = pixel % width;
-            position = layout.at(row / height, y, x);
+        int64_t counts[3], steps[3];  // of channels, rows and columns, or of rows, columns and channels
+        int64_t j, k, position;
+
+        Cursor(const Layout& layout, int64_t channels, const int64_t (&size)[2], bool channels_last, int64_t pixel)
+            : counts{channels, size[0], size[1]}, steps{layout.plane, layout.pitch, 1} {
+            if (channels_last) {
+                counts[0] = size[0], counts[1] = size[1], counts[2] = channels;
+                steps[0] = layout.pitch, steps[1] = 1, steps[2] = layout.plane;
+            }
+            k = pixel % counts[2];
+            j = pixel / counts[2] % counts[1];
+            position = layout.origin + pixel / counts[2] / counts[1] * steps[0] + j * steps[1] + k * steps[2];
         }
         GRADREG_FAST_INLINE int64_t next() {
-            const int64_t here = position++;
-            if (++x == width) {
-                x = 0;
-                position += layout.pitch - width;
-                if (++y == height) {
-                    y = 0;
-                    position += layout.plane - height * layout.pitch;
+            const int64_t here = position;
+            position += steps[2];
+            if (++k == counts[2]) {
+                k = 0;
+                position += steps[1] - counts[2] * steps[2];
+                if (++j == counts[1]) {
+                    j = 0;
+                    position += steps[0] - counts[1] * steps[1];
                 }
             }
             return here;
@@ -81,50 +85,60 @@ struct ConvSweeps {
         return i + lanes <= pixels ? i : pixels - lanes;
     }
 
-    // A tile from the images of its samples, each with `pixels` numbers one after the other.
-    static void gather_samples(const T* images, int64_t pixels, int64_t samples, const int64_t (&size)[2],
-                               const Layout& layout, T* tile) {
+    // A tile from its samples, from number `first` on.
+    static void gather_samples(const Images<const T>& images, int64_t first, int64_t samples, int64_t channels,
+                               const int64_t (&size)[2], const Layout& layout, T* tile) {
+        const int64_t pixels = channels * size[0] * size[1];
+        const T* const from = images.data + first * pixels;
         if (pixels < lanes) {
-            Cursor cursor(layout, size, 0);
+            Cursor cursor(layout, channels, size, images.channels_last, 0);
             for (int64_t i = 0; i < pixels; ++i) {
                 T* const to = tile + cursor.next() * lanes;
                 for (int lane = 0; lane < lanes; ++lane)
-                    to[lane] = lane < samples ? images[lane * pixels + i] : T(0);
+                    to[lane] = lane < samples ? from[lane * pixels + i] : T(0);
             }
             return;
         }
         for (int64_t i = 0; i < pixels; i += lanes) {
-            const int64_t first = begin_of_square(i, pixels);
+            const int64_t begin = begin_of_square(i, pixels);
             Register square[lanes];
 #pragma GCC unroll 16
             for (int lane = 0; lane < lanes; ++lane)
-                square[lane] = lane < samples ? V::load(images + lane * pixels + first) : Register{};
+                square[lane] = lane < samples ? V::load(from + lane * pixels + begin) : Register{};
             transpose(square);
-            Cursor cursor(layout, size, first);
+            Cursor cursor(layout, channels, size, images.channels_last, begin);
 #pragma GCC unroll 16
             for (int lane = 0; lane < lanes; ++lane)
                 store(tile, cursor.next(), square[lane]);
         }
     }
 
-    // The images of a tile's samples, from a tile without a border.
-    static void scatter_samples(const T* tile, int64_t pixels, int64_t samples, T* images) {
+    // The samples of a tile without borders, from number `first` on.
+    static void scatter_samples(const T* tile, int64_t samples, int64_t channels, const int64_t (&size)[2],
+                                const Images<T>& images, int64_t first) {
+        const int64_t pixels = channels * size[0] * size[1];
+        const Layout layout{size[0] * size[1], size[1], 0};
+        T* const to = images.data + first * pixels;
         if (pixels < lanes) {
-            for (int64_t lane = 0; lane < samples; ++lane)
-                for (int64_t i = 0; i < pixels; ++i)
-                    images[lane * pixels + i] = tile[i * lanes + lane];
+            Cursor cursor(layout, channels, size, images.channels_last, 0);
+            for (int64_t i = 0; i < pixels; ++i) {
+                const T* const from = tile + cursor.next() * lanes;
+                for (int64_t lane = 0; lane < samples; ++lane)
+                    to[lane * pixels + i] = from[lane];
+            }
             return;
         }
         for (int64_t i = 0; i < pixels; i += lanes) {
-            const int64_t first = begin_of_square(i, pixels);
+            const int64_t begin = begin_of_square(i, pixels);
             Register square[lanes];
+            Cursor cursor(layout, channels, size, images.channels_last, begin);
 #pragma GCC unroll 16
             for (int lane = 0; lane < lanes; ++lane)
-                square[lane] = load(tile, first + lane);
+                square[lane] = load(tile, cursor.next());
             transpose(square);
 #pragma GCC unroll 16
             for (int lane = 0; lane < lanes; ++lane)
-                if (lane < samples) V::store(images + lane * pixels + first, square[lane]);
+                if (lane < samples) V::store(to + lane * pixels + begin, square[lane]);
         }
     }
 
@@ -339,7 +353,7 @@ struct ConvSweeps {
         }
     };
 
-    // From z to y and what is kept; z may be overwritten.
+    // From z to y and what is kept. Without pooling y is in place of z.
     template <class Activation>
     static void activate(const Block& block, const Activation& phi, T* z, T* y, T* memory) {
         const Kept kept(block, memory);
@@ -369,11 +383,10 @@ struct ConvSweeps {
             });
             return;
         }
-        T* const values = block.pooling == Pooling::None ? y : z;
         const int64_t pixels = block.z_pixels();
         for (int64_t i = 0; i < pixels; ++i) {
             const Register sum = load(z, i), value = phi.value(sum);
-            store(values, i, value);
+            store(z, i, value);
             keep(i, sum, value);
         }
         if (block.pooling == Pooling::Average) average(block, [&](int64_t i) { return load(z, i); }, y);
@@ -432,8 +445,8 @@ struct ConvSweeps {
             }
     }
 
-    // From tangents of z to those of y.
-    static void push_pooled(const Block& block, const Kept& kept, const T* zdot, T* ydot) {
+    // From tangents of z to those of y. Without pooling ydot is in place of zdot.
+    static void push_pooled(const Block& block, const Kept& kept, T* zdot, T* ydot) {
         const auto bent = [&](int64_t i, Register v) { return kept.slope ? load(kept.slope, i) * v : v; };
         if (block.pooling == Pooling::Average)
             return average(block, [&](int64_t i) { return bent(i, load(zdot, i)); }, ydot);
@@ -443,7 +456,7 @@ struct ConvSweeps {
             });
         const int64_t pixels = block.z_pixels();
         for (int64_t i = 0; i < pixels; ++i)
-            store(ydot, i, bent(i, load(zdot, i)));
+            store(zdot, i, bent(i, load(zdot, i)));
     }
 
     // second (+)= phi'' unpool(u) zdot.
@@ -483,34 +496,34 @@ struct ConvSweeps {
             y = g + block.outputs * block.bordered.plane * lanes;
             z = y + block.y_pixels() * lanes;  // also what is pulled to x
         }
+        const T* result(const Block& block) const { return block.pooling == Pooling::None ? z : y; }
     };
 
     static GRADREG_FAST_INLINE int64_t samples_of(int64_t tile, int64_t samples) {
         return samples - tile * lanes < lanes ? samples - tile * lanes : lanes;
     }
 
-    static void load_x(const Block& block, const T* x, int64_t samples, T* tile) {
-        gather_samples(x, block.x_pixels(), samples, block.size, block.padded, tile);
+    static void load_x(const Block& block, const Images<const T>& x, int64_t first, int64_t samples, T* tile) {
+        gather_samples(x, first, samples, block.inputs, block.size, block.padded, tile);
     }
 
-    static void load_y(const Block& block, const T* y, int64_t samples, T* tile) {
+    static void load_y(const Block& block, const Images<const T>& y, int64_t first, int64_t samples, T* tile) {
         const Layout layout{block.pooled[0] * block.pooled[1], block.pooled[1], 0};
-        gather_samples(y, block.y_pixels(), samples, block.pooled, layout, tile);
+        gather_samples(y, first, samples, block.outputs, block.pooled, layout, tile);
     }
 
     static void forward(const ConvForward<T>& problem, int64_t begin, int64_t end, T* memory) {
         const Block& block = *problem.block;
         const Scratch scratch(block, memory);
         fill_zero(scratch.x, block.inputs * block.padded.plane);
-        const int64_t below = block.x_pixels(), above = block.y_pixels();
         for (int64_t tile = begin; tile < end; ++tile) {
             const int64_t samples = samples_of(tile, problem.samples), first = tile * lanes;
-            load_x(block, problem.x + first * below, samples, scratch.x);
+            load_x(block, problem.x, first, samples, scratch.x);
             correlate(block.straight, scratch.x, problem.bias, scratch.z);
             with_kind<Math>(block.kind, block.settings, [&](auto phi) {
                 activate(block, phi, scratch.z, scratch.y, problem.kept + tile * block.kept_pixels() * lanes);
             });
-            scatter_samples(scratch.y, above, samples, problem.y + first * above);
+            scatter_samples(scratch.result(block), samples, block.outputs, block.pooled, problem.y, first);
         }
     }
 
@@ -518,24 +531,23 @@ struct ConvSweeps {
         const Block& block = *problem.block;
         const Scratch scratch(block, memory);
         fill_zero(scratch.x, block.inputs * block.padded.plane);
-        const int64_t below = block.x_pixels(), above = block.y_pixels();
         for (int64_t tile = begin; tile < end; ++tile) {
             const int64_t samples = samples_of(tile, problem.samples);
             const Kept kept(block, problem.kept + tile * block.kept_pixels() * lanes);
             T* const second = problem.second ? problem.second + tile * block.slope_pixels() * lanes : nullptr;
             for (int64_t k = 0; k < problem.stack; ++k) {
                 const int64_t first = k * problem.samples + tile * lanes;
-                load_x(block, problem.xdot + first * below, samples, scratch.x);
-                if (second || problem.weight_sums) load_y(block, problem.u + first * above, samples, scratch.y);
-                if (second || problem.ydot) correlate(block.straight, scratch.x, nullptr, scratch.z);
+                load_x(block, problem.xdot, first, samples, scratch.x);
+                if (second || problem.weight_sums) load_y(block, problem.u, first, samples, scratch.y);
+                if (second || problem.ydot.data) correlate(block.straight, scratch.x, nullptr, scratch.z);
                 if (problem.weight_sums) {
                     unpool(block, kept, scratch.y, nullptr, scratch.g);
                     add_weight_gradient(block, scratch.x, scratch.g, problem.weight_sums);
                 }
                 if (second) add_curvature(block, kept, scratch.z, scratch.y, k > 0, second);
-                if (problem.ydot) {
+                if (problem.ydot.data) {
                     push_pooled(block, kept, scratch.z, scratch.y);
-                    scatter_samples(scratch.y, above, samples, problem.ydot + first * above);
+                    scatter_samples(scratch.result(block), samples, block.outputs, block.pooled, problem.ydot, first);
                 }
             }
         }
@@ -546,24 +558,23 @@ struct ConvSweeps {
         const Scratch scratch(block, memory);
         fill_zero(scratch.x, block.inputs * block.padded.plane);
         fill_zero(scratch.g, block.outputs * block.bordered.plane);
-        if (!problem.u) fill_zero(scratch.y, block.y_pixels());
-        const int64_t below = block.x_pixels(), above = block.y_pixels();
+        if (!problem.u.data) fill_zero(scratch.y, block.y_pixels());
         for (int64_t tile = begin; tile < end; ++tile) {
             const int64_t samples = samples_of(tile, problem.samples);
             const Kept kept(block, problem.kept + tile * block.kept_pixels() * lanes);
             const T* const second = problem.second ? problem.second + tile * block.slope_pixels() * lanes : nullptr;
             for (int64_t k = 0; k < problem.stack; ++k) {
                 const int64_t first = k * problem.samples + tile * lanes;
-                if (problem.u) load_y(block, problem.u + first * above, samples, scratch.y);
+                if (problem.u.data) load_y(block, problem.u, first, samples, scratch.y);
                 unpool(block, kept, scratch.y, second, scratch.g);
                 if (problem.weight_sums) {
-                    load_x(block, problem.x + first * below, samples, scratch.x);
+                    load_x(block, problem.x, first, samples, scratch.x);
                     add_weight_gradient(block, scratch.x, scratch.g, problem.weight_sums);
                 }
                 if (problem.bias_sums) add_bias_gradient(block, scratch.g, problem.bias_sums);
-                if (problem.below) {
+                if (problem.below.data) {
                     correlate(block.transposed, scratch.g, nullptr, scratch.z);
-                    scatter_samples(scratch.z, below, samples, problem.below + first * below);
+                    scatter_samples(scratch.z, samples, block.inputs, block.size, problem.below, first);
                 }
             }
         }

@@ -19,6 +19,7 @@ class ConvBlock(Rule):
         curvature_free: whether phi is piecewise linear.
         pooling: `NONE`, `MAX` of phi's values, `MAX_FIRST` of those below, or `AVERAGE` of phi's.
         windows: of the pooling.
+        channels_last: layout of resulting images.
     """
 
     def __init__(
@@ -29,9 +30,10 @@ class ConvBlock(Rule):
         curvature_free: bool,
         pooling: int,
         windows: Windows,
+        channels_last: bool,
     ) -> None:
         sizes = (*conv.stride, *conv.padding, *conv.dilation, pooling, *windows.size, *windows.stride, *windows.padding)
-        self.options = [*sizes, kind]
+        self.options = [*sizes, kind, channels_last]
         self.settings = settings
         self.curvature_free = curvature_free
         self.conv = conv

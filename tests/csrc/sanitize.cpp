@@ -1,4 +1,4 @@
-// The MLP sweeps without PyTorch, on heap blocks of exactly the promised sizes and on threads of our own: for
+// The sweeps without PyTorch, on heap blocks of exactly the promised sizes and on threads of our own: for
 // AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer. Built and run by sanitize.sh.
 
 #include <algorithm>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/capability.h"
+#include "cpu/conv.h"
 #include "cpu/mlp.h"
 
 using namespace gradreg_fast;
@@ -28,10 +29,9 @@ int64_t round_up(int64_t size, int64_t multiple) {
     return (size + multiple - 1) / multiple * multiple;
 }
 
-// Calls function(begin, end) for parts of the rows, each on a thread of its own, as mlp.cpp does.
+// Calls function(begin, end) for parts of the rows, each on a thread of its own, as mlp.cpp and conv.cpp do.
 template <class Function>
-void in_parts(int64_t rows, const Function& function) {
-    constexpr int64_t rows_each = 24;
+void in_parts(int64_t rows, const Function& function, int64_t rows_each = 24) {
     std::vector<std::thread> threads;
     for (int64_t begin = 0; begin < rows; begin += rows_each)
         threads.emplace_back(function, begin, std::min(rows, begin + rows_each));
@@ -125,17 +125,100 @@ void run_all(const MlpKernels<T>& kernels) {
                         run(kernels, widths, Kind(kind), Loss(loss), rows, stack, 24);
 }
 
+// A convolution block with stride 1 and padding 1 of a 3 x 3 kernel.
+template <class T>
+void run(const ConvKernels<T>& kernels, int64_t inputs, int64_t outputs, Pooling pooling, Kind kind, int64_t samples,
+         int64_t stack, bool channels_last) {
+    std::vector<Block<T>> blocks;
+    const auto take = [&](int64_t count) {
+        blocks.emplace_back(count);
+        return blocks.back().get();
+    };
+    const int64_t height = 7, width = 6, tiles = round_up(samples, kernels.lanes) / kernels.lanes;
+    const Layout bordered{(height + 2) * (width + 2), width + 2, width + 3};
+    ConvBlock<T> block{};
+    block.inputs = inputs, block.outputs = outputs;
+    block.size[0] = block.summed[0] = height, block.size[1] = block.summed[1] = width;
+    block.pooled[0] = pooling == Pooling::None ? height : 3, block.pooled[1] = pooling == Pooling::None ? width : 2;
+    block.padded = block.bordered = bordered;
+    block.pooling = pooling, block.kind = kind, block.settings = {1.5, 20};
+    block.curved = kind > Kind::LeakyReLU;
+    for (int i = 0; i < 2; ++i)
+        block.window[i] = 3, block.step[i] = 2;
+    std::vector<int64_t> offsets[2];
+    std::vector<Phase<T>> phases[2];
+    for (int which = 0; which < 2; ++which) {
+        for (int64_t c = 0; c < (which ? outputs : inputs); ++c)
+            for (int64_t i = -1; i < 2; ++i)
+                for (int64_t j = -1; j < 2; ++j)
+                    offsets[which].push_back(bordered.at(c, i, j) * kernels.lanes);
+        const int64_t taps = int64_t(offsets[which].size());
+        phases[which].push_back({height, width, 0, width, 1, 0, bordered.pitch, 1, taps, offsets[which].data(),
+                                 take(taps * (which ? inputs : outputs))});
+    }
+    block.straight = {outputs, height * width, 1, phases[0].data()};
+    block.transposed = {inputs, height * width, 1, phases[1].data()};
+
+    const int64_t x = samples * block.x_pixels(), y = samples * block.y_pixels();
+    T* const kept = take(tiles * block.kept_pixels() * kernels.lanes);
+    T *const bias = take(outputs), *const results = take(stack * y), *const below = take(x);
+    T* const second = block.curved ? take(tiles * block.slope_pixels() * kernels.lanes) : nullptr;
+    const Images<const T> images{take(x), channels_last}, xdot{take(stack * x), channels_last};
+    const Images<const T> u{take(stack * y), channels_last};
+    const int64_t weights = inputs * outputs * 9;
+    const auto each_tile = [&](const auto& sweep) {
+        in_parts(
+            tiles,
+            [&](int64_t begin, int64_t end) {
+                Block<T> scratch(block.scratch_pixels() * kernels.lanes), sums(weights * kernels.lanes);
+                Block<T> bias_sums(outputs * kernels.lanes), total(weights);
+                sweep(begin, end, scratch.get(), sums.get(), bias_sums.get());
+                kernels.reduce(sums.get(), weights, total.get());
+            },
+            1);
+    };
+    each_tile([&](int64_t begin, int64_t end, T* scratch, T*, T*) {
+        kernels.forward({&block, samples, bias, images, {results, channels_last}, kept}, begin, end, scratch);
+    });
+    each_tile([&](int64_t begin, int64_t end, T* scratch, T* sums, T*) {
+        kernels.push({&block, samples, stack, kept, xdot, u, {results, channels_last}, second, sums}, begin, end,
+                     scratch);
+    });
+    each_tile([&](int64_t begin, int64_t end, T* scratch, T* sums, T* bias_sums) {
+        kernels.pull({&block, samples, 1, kept, u, second, images, sums, bias_sums, {below, channels_last}}, begin, end,
+                     scratch);
+    });
+    for (int64_t i = 0; i < x; ++i)
+        if (!std::isfinite(below[i])) std::abort();
+}
+
+template <class T>
+void run_all(const ConvKernels<T>& kernels) {
+    for (const auto& [inputs, outputs] : std::vector<std::pair<int64_t, int64_t>>{{1, 6}, {3, 7}, {13, 2}})
+        for (int pooling = 0; pooling < int(Pooling::Count); ++pooling)
+            for (const Kind kind : {Kind::Identity, Kind::ReLU, Kind::Softplus})
+                for (const int64_t samples : {1, 17})
+                    for (const int64_t stack : {1, 2})
+                        run(kernels, inputs, outputs, Pooling(pooling), kind, samples, stack, samples == 17);
+}
+
 int main() {
     const Capability capability = cpu_capability();
     run_all(mlp_kernels_baseline<float>());
+    run_all(conv_kernels_baseline<float>());
     run_all(mlp_kernels_baseline<double>());
+    run_all(conv_kernels_baseline<double>());
     if (capability >= Capability::AVX2) {
         run_all(mlp_kernels_avx2<float>());
+        run_all(conv_kernels_avx2<float>());
         run_all(mlp_kernels_avx2<double>());
+        run_all(conv_kernels_avx2<double>());
     }
     if (capability >= Capability::AVX512) {
         run_all(mlp_kernels_avx512<float>());
+        run_all(conv_kernels_avx512<float>());
         run_all(mlp_kernels_avx512<double>());
+        run_all(conv_kernels_avx512<double>());
     }
     std::printf("no errors, up to %s\n", capability_name(capability));
 }

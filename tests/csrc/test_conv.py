@@ -234,16 +234,16 @@ def test_changed_weights_are_noticed(compiled):
 
 X, WEIGHT, SETTINGS = (9, 2, 8, 7), (5, 2, 3, 2), [3.0, 20.0]
 BLOCKS = {
-    "straight": [1, 1, 0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0],
-    "maxima": [2, 1, 1, 2, 1, 1, 1, 2, 2, 2, 2, 0, 0, 1],
-    "curved maxima": [2, 1, 1, 2, 1, 2, 1, 3, 2, 2, 2, 1, 1, 3],
-    "curved averages": [1, 1, 1, 1, 1, 1, 3, 2, 2, 2, 2, 0, 0, 4],
+    "straight": [1, 1, 0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0],
+    "maxima": [2, 1, 1, 2, 1, 1, 1, 2, 2, 2, 2, 0, 0, 1, 1],
+    "curved maxima": [2, 1, 1, 2, 1, 2, 1, 3, 2, 2, 2, 1, 1, 3, 0],
+    "curved averages": [1, 1, 1, 1, 1, 1, 3, 2, 2, 2, 2, 0, 0, 4, 1],
 }
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_operations_are_registered_properly(name):
-    options, curved = BLOCKS[name], BLOCKS[name][-1] > 2
+    options, curved = BLOCKS[name], BLOCKS[name][13] > 2
     check = {"test_utils": ("test_schema", "test_faketensor")}
     x, weight, namespace = torch.randn(X), torch.randn(WEIGHT), torch.ops.gradreg_fast
     torch.library.opcheck(namespace.conv_forward.default, (x, weight, torch.randn(5), options, SETTINGS), **check)
@@ -269,11 +269,11 @@ def test_operations_are_registered_properly(name):
         ({"weight": torch.randn(5, 2, 3)}, "weight must be"),
         ({"bias": torch.randn(4)}, "bias has the wrong shape"),
         ({"options": [0, *BLOCKS["maxima"][1:]]}, "wrong stride"),
-        ({"options": BLOCKS["maxima"][1:]}, "14 options"),
+        ({"options": BLOCKS["maxima"][1:]}, "15 options"),
         ({"options": [*BLOCKS["maxima"][:6], 7, *BLOCKS["maxima"][7:]]}, "unknown pooling 7"),
         ({"options": [*BLOCKS["maxima"][:7], 0, *BLOCKS["maxima"][8:]]}, "wrong pooling"),
         ({"options": [*BLOCKS["maxima"][:7], 90, *BLOCKS["maxima"][8:]]}, "smaller than the pooling window"),
-        ({"options": [*BLOCKS["maxima"][:-1], 99]}, "unknown activation 99"),
+        ({"options": [*BLOCKS["maxima"][:13], 99, 0]}, "unknown activation 99"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
