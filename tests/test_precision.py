@@ -73,10 +73,6 @@ QUANTITIES = {
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_error_is_at_most_twice_eagers(name, quantity, dtype):
-    assert_at_most_twice_eagers(name, quantity, dtype)
-
-
-def assert_at_most_twice_eagers(name, quantity, dtype):
     """Each value and gradient norm-wise, root mean square over seeds."""
     make, shape = NETWORKS[name]
     ours, reference = QUANTITIES[quantity]

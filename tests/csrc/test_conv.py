@@ -1,8 +1,9 @@
-"""Convolution blocks by compiled kernels against autograd and PyTorch lines: every option, size and wanted gradient."""
+"""Convolution blocks by compiled kernels: what the tests of the rules, which run with both backends, leave out."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,24 +16,9 @@ from gradreg_fast.blocks import with_blocks
 from gradreg_fast.rules.conv_block import ConvBlock
 
 from ..parity import assert_parity, assert_primitives, jacobian_sqnorm
-from ..test_precision import assert_at_most_twice_eagers
 
 pytestmark = pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}")
 
-OPTIONS = {
-    "plain": {},
-    "no bias": {"bias": False},
-    "one by one": {"kernel_size": 1},
-    "kernel of two sizes": {"kernel_size": (1, 5), "padding": (0, 2)},
-    "stride": {"stride": 2},
-    "two strides": {"stride": (2, 3)},
-    "stride beyond the kernel": {"kernel_size": 2, "stride": 3},
-    "padding": {"padding": 1},
-    "padding beyond the kernel": {"kernel_size": 2, "padding": 3},
-    "stride and padding": {"stride": 2, "padding": 1},
-    "dilation": {"dilation": 2},
-    "everything": {"kernel_size": (2, 3), "stride": (2, 3), "padding": (3, 1), "dilation": (3, 2)},
-}
 ACTIVATIONS = {
     "none": None,
     "relu": nn.ReLU(),
@@ -54,7 +40,6 @@ POOLINGS = {
     "average, overlapping and padded": nn.AvgPool2d(3, 2, 1),
     "average, two sizes, apart": nn.AvgPool2d((2, 1), (3, 2)),
 }
-LESSER = "against_pytorch or float32"  # what lesser processors are tested with
 SIZES = [(0, 1, 1), (1, 1, 6), (9, 7, 3), (17, 13, 9), (8, 2, 33), (16, 33, 2)]  # samples, channels in and out
 
 
@@ -106,16 +91,6 @@ def assert_same(model, x, cotangent, terms=("y", "g")):
         assert error <= 1e-11 * max(scale, 0.1), f"number {i}: {error} of {scale}"
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("outputs", [1, 3])
-def test_options(options, outputs, compiled):
-    for layers in ((nn.Tanh(), nn.MaxPool2d(2, 1)), (nn.LeakyReLU(0.2),)):
-        conv = nn.Conv2d(2, 5, **{"kernel_size": 3, **options})
-        model, x = made(network(conv, *layers, outputs=outputs), (3, 2, 11, 10))
-        assert len(blocks(model, x)) == 2
-        assert_primitives(model, x)
-
-
 @pytest.mark.parametrize("pooling", POOLINGS.values(), ids=POOLINGS)
 @pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 def test_activations_and_poolings(activation, pooling):
@@ -152,32 +127,6 @@ def test_frozen_parameters_and_inputs(activation, outputs):
                 assert_same(model, x, cotangent)
 
 
-@pytest.mark.parametrize(
-    "x",
-    [
-        lambda: torch.randn(3, 2, 8, 8).contiguous(memory_format=torch.channels_last),
-        lambda: torch.randn(3, 2, 16, 8)[:, :, ::2],
-        lambda: torch.randn(8, 8, 2, 3).permute(3, 2, 0, 1),
-        lambda: torch.randn(3, 2, 8, 1).expand(3, 2, 8, 8),
-    ],
-    ids=["channels last", "strided", "permuted", "expanded"],
-)
-def test_strides(x, compiled):
-    model, x = made(network(5, nn.Tanh(), nn.AvgPool2d(2)), (3, 2, 8, 8))[0], x().double()
-    assert_primitives(model, x)
-    assert_primitives(model.to(memory_format=torch.channels_last), x)
-
-
-@pytest.mark.parametrize("outputs", [1, 2])
-@pytest.mark.parametrize("activation", [nn.LeakyReLU(0.2), nn.Softplus()], ids=["leaky_relu", "softplus"])
-def test_critics(outputs, activation, compiled):
-    """They end in a convolution, whose cotangents the samples share."""
-    layers = nn.Conv2d(2, 5, 4, 2, 1), activation, nn.Conv2d(5, 7, 4, 2, 1), activation, nn.Conv2d(7, outputs, 2)
-    model, x = nn.Sequential(*layers).double(), torch.randn(3, 2, 8, 8, dtype=torch.float64)
-    assert len(blocks(model, x)) == 3
-    assert_primitives(model, x)
-
-
 def test_every_contraction(compiled, monkeypatch):
     """Tangents also meet cotangents that are pulled behind them."""
     model, x = made(network(2, nn.SiLU(), nn.MaxPool2d(2), 5, nn.Tanh()), (2, 1, 11, 10))
@@ -186,12 +135,6 @@ def test_every_contraction(compiled, monkeypatch):
     for plan in planner.candidates(gradreg_fast.engine.linearize(graph, x, tensors)[1], None):
         monkeypatch.setattr(planner, "plan", lambda linearization, stack, plan=plan: plan)
         assert_parity(model, gradreg_fast.jacobian_sqnorm, jacobian_sqnorm, x)
-
-
-@pytest.mark.parametrize("name", ["convolutional", "one channel, groups", "convolutional, batch statistics"])
-@pytest.mark.parametrize("quantity", ["vjp", "norm"])
-def test_error_in_float32_is_at_most_twice_eagers(name, quantity, compiled):
-    assert_at_most_twice_eagers(name, quantity, torch.float32)
 
 
 def test_equal_maxima_and_numbers_that_are_none(compiled):
@@ -310,8 +253,9 @@ def test_lesser_processors(capability):
     """The comparisons with PyTorch again, in a process that is told to use fewer instructions."""
     if os.environ.get("GRADREG_FAST_CPU_CAPABILITY"):
         pytest.skip("already in that process")
+    files, chosen = (__file__, Path(__file__).parents[1] / "test_precision.py"), "against_pytorch or convolutional"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", LESSER],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", chosen],
         env={**os.environ, "GRADREG_FAST_CPU_CAPABILITY": capability},
         capture_output=True,
         text=True,

@@ -8,7 +8,7 @@ from torch.nn import functional
 import gradreg_fast
 from tests.parity import assert_layer, assert_primitives, is_opaque
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "each_backend")
 
 OPTIONS = {
     "plain": {},
@@ -20,12 +20,14 @@ OPTIONS = {
     "stride beyond the kernel": {"kernel_size": 2, "stride": 3},
     "padding": {"padding": 1},
     "two paddings": {"padding": (0, 2)},
+    "padding beyond the kernel": {"kernel_size": 2, "padding": 3},
     "stride and padding": {"stride": 2, "padding": 1},
     "dilation": {"dilation": 2},
     "two dilations": {"dilation": (1, 2), "padding": (1, 2)},
     "groups": {"groups": 2},
     "depthwise": {"groups": 4, "padding": 1},
     "everything": {"stride": (2, 1), "padding": (2, 1), "dilation": (1, 2), "groups": 2, "bias": False},
+    "everything but groups": {"kernel_size": (2, 3), "stride": (2, 3), "padding": (3, 1), "dilation": (3, 2)},
     "valid": {"padding": "valid", "stride": 2},
     "same": {"padding": "same"},
     "same, even kernel": {"kernel_size": 2, "padding": "same"},

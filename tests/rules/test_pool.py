@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from tests.parity import assert_layer, assert_primitives, between, is_opaque
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "each_backend")
 
 LAYERS = {
     "max": lambda: nn.MaxPool2d(2),
