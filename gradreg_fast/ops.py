@@ -1,7 +1,8 @@
 """The two primitives as autograd functions: value and vector-Jacobian product, value and squared Jacobian norm.
 
 Both compute values in their forward (sweeps 1 and 2) and closed-form gradients in their backward (sweeps 3 and 4), so
-that a penalty on input gradients is an ordinary first-order operation.
+that a penalty on input gradients is an ordinary first-order operation. With the further argument ``save="recompute"``
+they keep nothing in between and sweep twice (see `gradreg_fast.recompute`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import kernel_for
+from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.base import Rule, elements, is_channels_last, per_sample
 
 Cotangent = Tensor | Callable[[Linearization], Tensor] | None
 """The cotangents ``[K, B, ...]`` of the seed; None for ones, ``K = 1``; or a function that makes constant ones."""
 
 
+@recomputable
 def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) -> tuple[Tensor, Tensor]:
     r"""The model's output and a vector-Jacobian product, differentiable once more.
 
@@ -51,6 +54,7 @@ def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) 
     return _first(stacked_vjp(graph, tensors, x, cotangent.unsqueeze(0)))
 
 
+@recomputable
 def jacobian_sqnorm(
     model: nn.Module, x: Tensor, projections: int | None = None, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
