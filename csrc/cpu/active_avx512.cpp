@@ -1,0 +1,23 @@
+// Products with active rows and columns, for avx512.
+
+#include "common/math.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#endif
+
+#include "cpu/active_products.h"
+
+namespace gradreg_fast {
+
+template <>
+const ActiveKernels<float>& active_kernels_avx512<float>() {
+    return ActiveProducts<float, 64>::kernels();
+}
+
+template <>
+const ActiveKernels<double>& active_kernels_avx512<double>() {
+    return ActiveProducts<double, 64>::kernels();
+}
+
+}  // namespace gradreg_fast

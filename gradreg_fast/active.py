@@ -1,0 +1,115 @@
+"""The squared norm of a ReLU network's whole Jacobian from each sample's active units alone, by compiled kernels.
+
+Of a hidden matrix a sample's Jacobian meets only the rows of the active units above it and the columns of those below:
+a quarter of the products at half activity, for the cotangents, the tangents and the weights' gradients alike. The
+stacks of K cotangents and tangents hold active units only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gradreg_fast.backend import available, current
+from gradreg_fast.contraction import gram
+from gradreg_fast.engine import Linearization, Terms
+from gradreg_fast.mlp import KINDS, mlp_of
+from gradreg_fast.planner import Plan, first_linear, width
+from gradreg_fast.rules.activation import ReLU
+
+RELU = KINDS[ReLU][0]
+
+
+def preferred(linearization: Linearization, plan: Plan) -> Plan:
+    """The plan with active units only, where kernels serve this network and are chosen; else the plan itself."""
+    graph = linearization.graph
+    stacked = plan.cut == graph.seed and not plan.closed_form
+    if not (stacked and current() != "torch" and is_relu_network(linearization)):
+        return plan
+    if (current() == "auto" and not pays(linearization)) or not available():
+        return plan
+    first = first_linear(linearization) if gram_pays(linearization) else 0
+    return replace(plan, bottom=first, top=graph.seed, active=True)
+
+
+def is_relu_network(linearization: Linearization) -> bool:
+    """Whether these are fully connected layers, two hidden ones at least, with ReLU between them, on a CPU."""
+    mlp = mlp_of(linearization.graph)
+    if mlp is None or len(mlp.kinds) < 3 or mlp.kinds != (RELU,) * (len(mlp.kinds) - 1) + (0,):
+        return False
+    tensors = [*hidden(linearization), *weights(linearization)]
+    return all(
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.dim() == 2
+        and tensor.device.type == "cpu"
+        and tensor.dtype == tensors[0].dtype
+        and tensor.dtype in (torch.float32, torch.float64)
+        for tensor in tensors
+    )
+
+
+def pays(linearization: Linearization) -> bool:
+    """Whether the kernels are faster than the PyTorch lines, by what was measured."""
+    return True
+
+
+def gram_pays(linearization: Linearization) -> bool:
+    """Whether ``W_1 W_1^T`` takes fewer products, at half activity, than to pull to the input and push from there."""
+    n, d = weights(linearization)[0].shape
+    rows = len(hidden(linearization)[0]) * width(linearization, linearization.graph.seed)
+    return n * (3 * d + 0.75 * rows) < 3 * rows * d
+
+
+def hidden(linearization: Linearization) -> list[Tensor]:
+    """The hidden layers, after ReLU: ``[B, n]``."""
+    return [saved[0] for saved in linearization.saved[2::2]]
+
+
+def weights(linearization: Linearization) -> list[Tensor]:
+    """The matrices, in order."""
+    return [parameters[0] for parameters in linearization.parameters[1::2]]
+
+
+def squared_norm(linearization: Linearization, plan: Plan, seeds: None, keep: list[bool] | None) -> tuple:
+    """As `contraction.squared_norm`."""
+    first, *others = weights(linearization)
+    metric = gram(first) if plan.bottom else first
+    with_gram = plan.bottom != 0
+    norms, cotangents = torch.ops.gradreg_fast.active_sqnorm(
+        hidden(linearization), [metric, *others], with_gram, keep is not None
+    )
+    return norms.clamp_min(0), (metric, cotangents)
+
+
+def add_gradients(
+    linearization: Linearization,
+    plan: Plan,
+    state: tuple,
+    weights_of_norms: Tensor,
+    terms: Terms,
+    scale: None = None,
+    final: bool = False,
+) -> None:
+    """As `contraction.add_gradients`."""
+    metric, cotangents = state
+    matrices = weights(linearization)
+    gradients = [terms.of(node) for node in linearization.graph.nodes[1::2]]
+    wanted = [gradient.wants(0) for gradient in gradients]
+    found = iter(
+        torch.ops.gradreg_fast.active_sqnorm_gradients(
+            hidden(linearization), [metric, *matrices[1:]], plan.bottom != 0, cotangents, 2 * weights_of_norms, wanted
+        )
+    )
+    for layer, gradient in enumerate(gradients):
+        if wanted[layer]:
+            result = next(found)
+            if layer == 0 and plan.bottom:
+                result = mirrored(result) @ matrices[0]
+            gradient.add(0, lambda result=result: result)
+
+
+def mirrored(lower: Tensor) -> Tensor:
+    """The symmetric matrix with these numbers on and below its diagonal."""
+    return lower.tril().add_(lower.tril(-1).t())
