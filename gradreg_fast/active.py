@@ -106,10 +106,6 @@ def add_gradients(
         if wanted[layer]:
             result = next(found)
             if layer == 0 and plan.bottom:
-                result = mirrored(result) @ matrices[0]
+                result = result @ matrices[0]
             gradient.add(0, lambda result=result: result)
 
-
-def mirrored(lower: Tensor) -> Tensor:
-    """The symmetric matrix with these numbers on and below its diagonal."""
-    return lower.tril().add_(lower.tril(-1).t())

@@ -67,6 +67,17 @@ struct ActiveNetwork {
     size_t depth() const { return weights.size(); }
 };
 
+// Copy what lies below the diagonal of [n, n] to above it, a block at a time.
+template <class T>
+void mirror(T* matrix, int64_t n) {
+    constexpr int64_t block = 32;
+    for (int64_t top = 0; top < n; top += block)
+        for (int64_t left = 0; left <= top; left += block)
+            for (int64_t i = top; i < std::min(n, top + block); ++i)
+                for (int64_t j = left; j < std::min(i, left + block); ++j)
+                    matrix[j * n + i] = matrix[i * n + j];
+}
+
 template <class T>
 struct ActiveSweeps {
     const ActiveNetwork& network;
@@ -100,7 +111,8 @@ struct ActiveSweeps {
         });
     }
 
-    // sum_b factor_b above_b^T below_b; rows are split among the threads, so that no number depends on them.
+    // sum_b factor_b above_b^T below_b, symmetric if both are the same; rows are split among the threads, so that no
+    // number depends on them.
     Tensor outer(const Stack<T>& above, const T* factor, const Stack<T>& below, bool symmetric = false) const {
         const ActiveLayer<T> layer{network.batch, network.outputs, above, below};
         Tensor gradient = torch::stable::new_empty(network.weights[0], {above.width, below.width});
@@ -117,6 +129,7 @@ struct ActiveSweeps {
                 kernel.outer(layer, factor, symmetric, i * block, std::min(above.width, (i + 1) * block), to,
                              scratch.get());
         });
+        if (symmetric) mirror(to, above.width);
         return gradient;
     }
 

@@ -4,6 +4,9 @@
 
 #if defined(__x86_64__)
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#if !defined(__clang__)  // which knows no such pragma
+#include "cpu/compress_avx512.h"
+#endif
 #endif
 
 #include "cpu/active_products.h"
