@@ -77,12 +77,18 @@ struct ActiveProducts {
             to[i] = T(0);
     }
 
+    // Rows of W that samples take in turn: all of them, unless reading W less often outweighs adding to `below` often.
+    static int64_t block_rows(const ActiveLayer<T>& layer) {
+        const int64_t row_bytes = (layer.below.width + 1) * int64_t(sizeof(T));
+        const int64_t block = block_bytes / row_bytes > deep ? block_bytes / row_bytes : deep;
+        return block >= 8 * layer.K ? block : layer.above.width;
+    }
+
     static void product(const ActiveLayer<T>& layer, const T* weight, int64_t begin, int64_t end, char* scratch) {
         const Stack<T>&above = layer.above, &below = layer.below;
         Selection rows = selection(above.width, scratch), columns = selection(below.width, scratch);
         T* const gathered = reinterpret_cast<T*>(scratch);
-        const int64_t row_bytes = (below.width + 1) * int64_t(sizeof(T));
-        const int64_t block = block_bytes / row_bytes > deep ? block_bytes / row_bytes : deep;
+        const int64_t block = block_rows(layer);
         for (int64_t first = 0; first == 0 || first < above.width; first += block)
             for (int64_t b = begin; b < end; ++b) {
                 select(below, b, columns);
