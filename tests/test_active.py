@@ -36,8 +36,10 @@ def kernels():
 
 
 def network(sizes, bias=True, dtype=torch.float64):
-    layers = [[nn.Linear(d, n, bias=bias, dtype=dtype), nn.ReLU()] for d, n in pairwise(sizes)]
-    return nn.Sequential(*sum(layers, [])[:-1])
+    layers = []
+    for d, n in pairwise(sizes):
+        layers += [nn.Linear(d, n, bias=bias, dtype=dtype), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 def batch(sizes, rows=5, dtype=torch.float64):
@@ -158,8 +160,7 @@ def test_whether_a_unit_is_active_is_pytorchs_decision():
         model[0].weight.copy_(torch.eye(3, 2))
         model[0].bias.zero_()
     x = torch.tensor([[0.0, -0.0], [1e-45, -1e-45], [1.0, 0.0]])
-    for ours, expected in zip(gradreg_fast.jacobian_sqnorm(model, x), jacobian_sqnorm(model, x.requires_grad_())):
-        torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(gradreg_fast.jacobian_sqnorm(model, x), jacobian_sqnorm(model, x.requires_grad_()))
 
 
 @pytest.mark.parametrize("name", ["wide input", "narrow input"])
@@ -186,7 +187,9 @@ def test_nothing_is_recorded_without_gradients():
     with torch.no_grad():
         y, norms = gradreg_fast.jacobian_sqnorm(model, x)
     assert not y.requires_grad and not norms.requires_grad
-    torch.testing.assert_close((y, norms), tuple(value.detach() for value in jacobian_sqnorm(model, x.requires_grad_())))
+    torch.testing.assert_close(
+        (y, norms), tuple(value.detach() for value in jacobian_sqnorm(model, x.requires_grad_()))
+    )
 
 
 def test_backward_twice_and_changed_weights():
@@ -246,9 +249,18 @@ def test_the_choice_of_a_backend():
     model, x = network(SIZES["wide input"]), batch(SIZES["wide input"])
     with gradreg_fast.backend("torch"):
         assert not chosen_plan(model, x).active
+
+
+@pytest.mark.parametrize(
+    "outputs, shift, expected", [(10, 0.0, True), (3, 0.0, False), (10, 100.0, False)]
+)
+def test_an_automatic_choice_looks_at_outputs_and_active_units(outputs, shift, expected):
+    model, x = network((300, 400, 300, outputs), dtype=torch.float32), batch((300,), 16, torch.float32)
+    with torch.no_grad():
+        model[0].bias.add_(shift)
+        model[2].bias.add_(shift)
     with gradreg_fast.backend("auto"):
-        large = network((512, 512, 512, 10), dtype=torch.float32)
-        assert chosen_plan(large, batch((512,), 8, torch.float32)).active
+        assert chosen_plan(model, x).active == expected
 
 
 # The operations by themselves.
@@ -307,9 +319,9 @@ def test_lesser_processors(capability):
     """The comparisons with autograd again, in a process that is told to use fewer instructions."""
     if os.environ.get("GRADREG_FAST_CPU_CAPABILITY"):
         pytest.skip("already in that process")
+    selected = ["-p", "no:cacheprovider", __file__, "-k", "autograd or eager or kind_of"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-        + ["-k", "autograd or eager or units or registered"],
+        [sys.executable, "-m", "pytest", "-q", "-x", *selected],
         env={**os.environ, "GRADREG_FAST_CPU_CAPABILITY": capability},
         capture_output=True,
         text=True,

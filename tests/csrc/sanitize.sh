@@ -7,6 +7,6 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 "${CXX:-g++}" -std=c++17 -O1 -g -Wall -Wextra -Wno-psabi -fsanitize=address,undefined -fno-sanitize-recover=all \
-    -I"$root/csrc" "$root"/tests/csrc/sanitize.cpp "$root"/csrc/cpu/capability.cpp "$root"/csrc/cpu/mlp_*.cpp \
+    -I"$root/csrc" "$root"/tests/csrc/sanitize.cpp "$root"/csrc/cpu/capability.cpp "$root"/csrc/cpu/{mlp,active}_*.cpp \
     -o "$work/sanitize"
 "$work/sanitize"
