@@ -79,9 +79,11 @@ struct ActiveProducts {
 
     // Rows of W that samples take in turn: all of them, unless reading W less often outweighs adding to `below` often.
     static int64_t block_rows(const ActiveLayer<T>& layer) {
-        const int64_t row_bytes = (layer.below.width + 1) * int64_t(sizeof(T));
-        const int64_t block = block_bytes / row_bytes > deep ? block_bytes / row_bytes : deep;
-        return block >= 8 * layer.K ? block : layer.above.width;
+        const int64_t rows = layer.above.width, bytes = rows * layer.below.width * int64_t(sizeof(T));
+        const int64_t blocks = (bytes + block_bytes - 1) / block_bytes;
+        if (blocks < 2 || rows < 8 * layer.K * blocks) return rows;
+        const int64_t block = (rows + blocks - 1) / blocks;
+        return block > deep ? block : deep;
     }
 
     static void product(const ActiveLayer<T>& layer, const T* weight, int64_t begin, int64_t end, char* scratch) {
