@@ -23,9 +23,11 @@ from gradreg_fast.rules.activation import ReLU
 
 RELU = KINDS[ReLU][0]
 
-# What gathering a matrix costs, in dense products of it with one cotangent, up to a widest layer: measured in float32,
-# one thread, with 6 to 100 outputs and 10 to 90% of the units active.
-GATHERING = ((128, 6.0), (256, 9.0), (math.inf, 13.0))
+# Up to a widest layer: what a product of active rows and columns costs for each of its multiplications, and what
+# gathering these from a whole matrix costs, in dense products of it with one cotangent; and what transposing it for the
+# push costs, in products with one row. Measured with one thread, 6 to 100 outputs and 10 to 90% of the units active.
+COSTS = ((256, 0.8, 9.0), (512, 0.8, 14.0), (math.inf, 1.1, 18.0))
+TRANSPOSING = 40.0
 
 
 def preferred(linearization: Linearization, plan: Plan) -> Plan:
@@ -57,20 +59,22 @@ def is_relu_network(linearization: Linearization) -> bool:
 
 
 def pays(linearization: Linearization) -> bool:
-    """Whether the kernels are faster than the PyTorch lines, by `GATHERING` and the share of active units."""
+    """Whether the kernels are faster than the PyTorch lines, by `COSTS` and the share of active units."""
     layers = hidden(linearization)
     widest = max(layer.shape[1] for layer in layers)
-    gathering = next(cost for bound, cost in GATHERING if widest <= bound)
+    product, gathering = next(costs for bound, *costs in COSTS if widest <= bound)
     units = sum(layer.numel() for layer in layers)
     active = sum(int(layer.count_nonzero()) for layer in layers) / max(units, 1)
-    return active**2 + active * gathering / width(linearization, linearization.graph.seed) < 1
+    outputs = max(width(linearization, linearization.graph.seed), 1)
+    rows = max(len(layers[0]) * outputs, 1)
+    return product * active**2 + gathering * active / outputs + TRANSPOSING / rows < 1
 
 
 def gram_pays(linearization: Linearization) -> bool:
-    """Whether ``W_1 W_1^T`` takes fewer products, at half activity, than to pull to the input and push from there."""
+    """Whether ``W_1 W_1^T`` costs less, at half activity, than to pull to the input and push from there: measured."""
     n, d = weights(linearization)[0].shape
     rows = len(hidden(linearization)[0]) * width(linearization, linearization.graph.seed)
-    return n * (3 * d + 0.75 * rows) < 3 * rows * d
+    return n * (2 * d + 0.75 * rows) < 3 * rows * d
 
 
 def hidden(linearization: Linearization) -> list[Tensor]:

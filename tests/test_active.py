@@ -251,7 +251,7 @@ def test_the_choice_of_a_backend():
         assert not chosen_plan(model, x).active
 
 
-@pytest.mark.parametrize("outputs, shift, expected", [(10, 0.0, True), (3, 0.0, False), (10, 100.0, False)])
+@pytest.mark.parametrize("outputs, shift, expected", [(30, 0.0, True), (3, 0.0, False), (30, 100.0, False)])
 def test_an_automatic_choice_looks_at_outputs_and_active_units(outputs, shift, expected):
     model, x = network((300, 400, 300, outputs), dtype=torch.float32), batch((300,), 16, torch.float32)
     with torch.no_grad():
