@@ -29,6 +29,10 @@ MODULE = "gradreg_fast._C"
 SOURCES = (
     "bindings.cpp",
     "library.cpp",
+    "cpu/active.cpp",
+    "cpu/active_avx2.cpp",
+    "cpu/active_avx512.cpp",
+    "cpu/active_baseline.cpp",
     "cpu/capability.cpp",
     "cpu/mlp.cpp",
     "cpu/mlp_avx2.cpp",

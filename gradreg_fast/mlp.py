@@ -44,9 +44,9 @@ MAX_DEPTH = 64  # as in csrc/cpu/mlp.h
 
 HALVES = (torch.bfloat16, torch.float16)  # computed in float32 from end to end
 
-# The widest layer that the kernels take by themselves, by dtype: on one thread they were ahead of the PyTorch lines up to
-# there in all cases tried, 1.1 to 3 times; bfloat16 products of the processor's own are hard to beat.
-CROSSOVER = {torch.float32: 512, torch.float64: 512, torch.float16: 512, torch.bfloat16: 128}
+# The widest layer that the kernels take by themselves, by dtype: on one thread they were ahead of the PyTorch lines up
+# to there in all cases tried, 1.1 to 3 times; the bfloat16 products of some processors are hard to beat.
+CROSSOVER = {torch.float32: 512, torch.float64: 256, torch.float16: 512, torch.bfloat16: 128}
 
 
 @dataclass(frozen=True)

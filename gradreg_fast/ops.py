@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradreg_fast import contraction, planner
+from gradreg_fast import active, contraction, planner
 from gradreg_fast.context import closed_form, differentiable, requested, restore, save, wanted_now
 from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
@@ -270,7 +270,8 @@ class _ValueAndSqnorm(torch.autograd.Function):
             scale = ybar.reshape(-1) if proportional else None
             final = proportional or (ybar is None and graph.curvature_free)
             u = state[0][0][1] if proportional else None
-            contraction.add_gradients(linearization, plan, state, weights, terms, scale, final)
+            form = active if plan.active else contraction
+            form.add_gradients(linearization, plan, state, weights, terms, scale, final)
         adjoints = {} if ybar is None else {graph.output: ybar}
         if proportional:
             adjoints = {plan.bottom: u[0] * per_sample(scale, u[0])}  # what is left below the push
@@ -279,7 +280,7 @@ class _ValueAndSqnorm(torch.autograd.Function):
 
 
 def _norms(linearization, cotangents, one_output, keep):
-    """Norms, plan and state of `contraction.squared_norm`."""
+    """Norms, plan and state of the norm in the form that costs least."""
     seed = linearization.graph.seed
     outputs = planner.width(linearization, seed)
     if one_output and outputs != 1:
@@ -290,7 +291,10 @@ def _norms(linearization, cotangents, one_output, keep):
     else:
         seeds = contraction.unit_seeds(linearization, seed) if outputs == 1 else None
     plan = planner.plan(linearization, None if seeds is None else len(seeds))
-    norms, state = contraction.squared_norm(linearization, plan, seeds, keep)
+    if seeds is None:
+        plan = active.preferred(linearization, plan)
+    form = active if plan.active else contraction
+    norms, state = form.squared_norm(linearization, plan, seeds, keep)
     return norms, plan, state
 
 

@@ -1,0 +1,73 @@
+// What operations need to get from tensors to plain pointers.
+
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <memory>
+#include <new>
+#include <optional>
+
+namespace gradreg_fast {
+
+template <class T>
+const T* data(const torch::stable::Tensor& tensor) {
+    return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+const T* data(const std::optional<torch::stable::Tensor>& tensor) {
+    return tensor ? data<T>(*tensor) : nullptr;
+}
+
+template <class T>
+T* mutable_data(const torch::stable::Tensor& tensor) {
+    return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+inline int64_t round_up(int64_t size, int64_t multiple) {
+    return (size + multiple - 1) / multiple * multiple;
+}
+
+inline torch::stable::Tensor as_contiguous(const torch::stable::Tensor& tensor) {
+    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline std::optional<torch::stable::Tensor> as_contiguous(const std::optional<torch::stable::Tensor>& tensor) {
+    return tensor ? std::optional(as_contiguous(*tensor)) : std::nullopt;
+}
+
+inline void check_shape(const torch::stable::Tensor& tensor, std::initializer_list<int64_t> shape,
+                        torch::headeronly::ScalarType type, const char* name) {
+    STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
+    STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has the wrong dtype");
+    STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+    bool fits = tensor.dim() == int64_t(shape.size());
+    int64_t dimension = 0;
+    for (const int64_t size : shape)
+        fits = fits && tensor.size(dimension++) == size;
+    STD_TORCH_CHECK(fits, name, " has the wrong shape");
+}
+
+inline void check_shape(const std::optional<torch::stable::Tensor>& tensor, std::initializer_list<int64_t> shape,
+                        torch::headeronly::ScalarType type, const char* name) {
+    if (tensor) check_shape(*tensor, shape, type, name);
+}
+
+// Uninitialised memory, aligned to lines of the cache.
+class Scratch {
+  public:
+    explicit Scratch(int64_t bytes) : memory(static_cast<char*>(::operator new(bytes, alignment))) {}
+    char* get() const { return memory.get(); }
+
+  private:
+    static constexpr std::align_val_t alignment{64};
+    struct Free {
+        void operator()(char* pointer) const { ::operator delete(pointer, alignment); }
+    };
+    std::unique_ptr<char, Free> memory;
+};
+
+}  // namespace gradreg_fast
