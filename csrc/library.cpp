@@ -35,6 +35,16 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
     library.def(
         "conv_pull(Tensor? u, Tensor? second, Tensor? x, Tensor kept, Tensor weight, int[] shape, int[] options, "
         "float[] settings, bool pull, bool bias) -> Tensor[]");
+    // ||J||_F^2 of a network of fully connected layers with ReLU between them, from its active units alone. hidden: [B,
+    // n] of each hidden layer, after ReLU; weights: W_1, or with `gram` W_1 W_1^T, and W_2, ..., W_L. Returns the norms
+    // [B] and, if `keep`, the cotangents for the gradients, in a layout of their own (cpu/active.h).
+    library.def("active_sqnorm(Tensor[] hidden, Tensor[] weights, bool gram, bool keep) -> (Tensor, Tensor[])");
+    // The gradients of sum_b factor_b norm_b / 2 in those weights of which a flag is `wanted`. With `gram`, the first
+    // is M = sum_b factor_b U^T U for the cotangents U of the first hidden layer, on and below the diagonal: M W_1 is
+    // W_1's.
+    library.def(
+        "active_sqnorm_gradients(Tensor[] hidden, Tensor[] weights, bool gram, Tensor[] cotangents, Tensor factor, "
+        "int[] wanted) -> Tensor[]");
     // phi, phi' and phi'' of an activation at z.
     library.def("activation(Tensor z, int kind, float[] settings) -> (Tensor, Tensor, Tensor)");
 }

@@ -185,6 +185,17 @@ def register_fakes(module: ModuleType) -> None:
         results += [weight.new_empty(weight.shape)] if x is not None else []
         return results + ([weight.new_empty(weight.shape[:1])] if bias else [])
 
+    @ops.register_fake("gradreg_fast::active_sqnorm")
+    def active_sqnorm(hidden, weights, gram, keep):
+        lanes = module.lanes(weights[0].element_size())
+        B, K = len(hidden[0]), len(weights[-1])
+        widths = [weight.shape[1] for weight in weights] if keep else []
+        return hidden[0].new_empty(B), [hidden[0].new_empty(B, K, -(-n // lanes) * lanes) for n in widths]
+
+    @ops.register_fake("gradreg_fast::active_sqnorm_gradients")
+    def active_sqnorm_gradients(hidden, weights, gram, cotangents, factor, wanted):
+        return [torch.empty_like(weight) for weight, flag in zip(weights, wanted, strict=True) if flag]
+
     @ops.register_fake("gradreg_fast::activation")
     def activation(z: Tensor, kind, settings):
         return torch.empty_like(z), torch.empty_like(z), torch.empty_like(z)

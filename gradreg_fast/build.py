@@ -29,6 +29,10 @@ MODULE = "gradreg_fast._C"
 SOURCES = (
     "bindings.cpp",
     "library.cpp",
+    "cpu/active.cpp",
+    "cpu/active_avx2.cpp",
+    "cpu/active_avx512.cpp",
+    "cpu/active_baseline.cpp",
     "cpu/capability.cpp",
     "cpu/conv.cpp",
     "cpu/conv_avx2.cpp",

@@ -88,10 +88,17 @@ def _stack(linearization, plan, seeds, keep):
     for chunk in seeds.split(chunk_size(linearization, plan.bottom) or len(seeds)):
         u, kept = linearization.pull({plan.cut: chunk}, plan.bottom, keep=keep)
         measured = below(u)
-        norms = norms + elements(u * measured).sum((0, 2), dtype=single)
+        norms = norms + (
+            _squared_lengths(u, single) if measured is u else elements(u * measured).sum((0, 2), dtype=single)
+        )
         if keep is not None:
             chunks.append((kept, u, measured))
     return norms.clamp_min(0), (chunks,)
+
+
+def _squared_lengths(u, dtype):
+    """``sum_k ||u^k||^2``, ``[B]``, in one pass over the stack ``[K, B, ...]``."""
+    return torch.linalg.vector_norm(elements(u), dim=2, dtype=dtype).square().sum(0)
 
 
 def _stack_gradients(linearization, plan, state, weights, terms, scale, final):

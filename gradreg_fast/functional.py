@@ -3,6 +3,8 @@
 All are called ``penalty(model, x, ...)`` and return ``(y, penalty)``, so that the task loss shares the forward pass.
 The penalty is the plain quantity of each sample, with no hidden weight or half, reduced over the batch by `reduction`:
 ``"mean"``, ``"sum"`` or ``"none"`` (shape ``[B]``). Where a sample has one output, it may be ``[B]`` or ``[B, 1]``.
+With the further argument ``save="recompute"`` those that are differentiated in closed form keep nothing for the
+backward pass and compute it again there (see `gradreg_fast.recompute`).
 With ``J = dy/dx`` of one sample and ``g = J^T 1``:
 
     >>> import torch, gradreg_fast
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 from gradreg_fast import ops
 from gradreg_fast.engine import Linearization
+from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, Softmax
 from gradreg_fast.rules.opaque import Opaque
 
@@ -44,6 +47,7 @@ PENALTIES = (
 )
 
 
+@recomputable
 def double_backprop(
     model: nn.Module,
     x: Tensor,
@@ -88,6 +92,7 @@ def double_backprop(
     return y, reduced(norms, reduction)
 
 
+@recomputable
 def jacobian_frobenius(
     model: nn.Module,
     x: Tensor,
@@ -114,6 +119,7 @@ def jacobian_frobenius(
     return y, reduced(norms, reduction)
 
 
+@recomputable
 def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """Squared Frobenius norm of an encoder's Jacobian, ``||dh/dx||_F^2``: Rifai et al. 2011, equation 1.
 
@@ -128,6 +134,7 @@ def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[T
     return jacobian_frobenius(model, x, reduction=reduction)
 
 
+@recomputable
 def jacobian_softmax(
     model: nn.Module,
     x: Tensor,
@@ -155,6 +162,7 @@ def jacobian_softmax(
     return y, reduced(norms, reduction)
 
 
+@recomputable
 def spectral_projection(
     model: nn.Module, x: Tensor, generator: torch.Generator | None = None, reduction: str = "mean"
 ) -> tuple[Tensor, Tensor]:
@@ -177,6 +185,7 @@ def spectral_projection(
     return y, reduced(norms, reduction)
 
 
+@recomputable
 def gradient_penalty(
     model: nn.Module, x: Tensor, centre: float = 1.0, one_sided: bool = False, reduction: str = "mean"
 ) -> tuple[Tensor, Tensor]:
@@ -224,6 +233,7 @@ def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = 
     return torch.lerp(real.detach(), fake.detach(), place)
 
 
+@recomputable
 def dragan(
     model: nn.Module,
     x: Tensor,
@@ -254,6 +264,7 @@ def dragan(
     return gradient_penalty(model, points, centre, reduction=reduction)
 
 
+@recomputable
 def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """Squared norm of the critic's gradient at real samples, ``||g||^2``: Mescheder et al. 2018 (arXiv:1801.04406).
 
@@ -272,6 +283,7 @@ def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
     return y, reduced(norms, reduction)
 
 
+@recomputable
 def r2(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """`r1` at generated samples: Mescheder et al. 2018 (arXiv:1801.04406), equation 10 without its half.
 
@@ -286,6 +298,7 @@ def r2(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
     return r1(model, x, reduction)
 
 
+@recomputable
 def r1_r2(
     model: nn.Module, real: Tensor, fake: Tensor, reduction: str = "mean"
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -320,6 +333,7 @@ def r1_r2(
     return (y_real, y_fake), reduced(first, reduction) + reduced(second, reduction)
 
 
+@recomputable
 def eikonal(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """``(||g|| - 1)^2``, which a signed distance satisfies with zero: Gropp et al. 2020 (arXiv:2002.10099), equation 2.
 
@@ -388,6 +402,7 @@ def jacobian_spectral_norm(
     return y, reduced(safe_sqrt(norms), reduction)
 
 
+@recomputable
 def gradient_matching(
     model: nn.Module, x: Tensor, target_gradient: Tensor, reduction: str = "mean"
 ) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """The two primitives as autograd functions: value and vector-Jacobian product, value and squared Jacobian norm.
 
 Both compute values in their forward (sweeps 1 and 2) and closed-form gradients in their backward (sweeps 3 and 4), so
-that a penalty on input gradients is an ordinary first-order operation.
+that a penalty on input gradients is an ordinary first-order operation. With the further argument ``save="recompute"``
+they keep nothing in between and sweep twice (see `gradreg_fast.recompute`).
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradreg_fast import contraction, planner
+from gradreg_fast import active, contraction, planner
 from gradreg_fast.blocks import with_blocks
 from gradreg_fast.context import closed_form, differentiable, requested, restore, save, wanted_now
 from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import kernel_for
+from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.base import Rule, elements, is_channels_last, per_sample
 
 Cotangent = Tensor | Callable[[Linearization], Tensor] | None
 """The cotangents ``[K, B, ...]`` of the seed; None for ones, ``K = 1``; or a function that makes constant ones."""
 
 
+@recomputable
 def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) -> tuple[Tensor, Tensor]:
     r"""The model's output and a vector-Jacobian product, differentiable once more.
 
@@ -52,6 +55,7 @@ def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) 
     return _first(stacked_vjp(graph, tensors, x, cotangent.unsqueeze(0)))
 
 
+@recomputable
 def jacobian_sqnorm(
     model: nn.Module, x: Tensor, projections: int | None = None, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -269,7 +273,8 @@ class _ValueAndSqnorm(torch.autograd.Function):
             scale = ybar.reshape(-1) if proportional else None
             final = proportional or (ybar is None and graph.curvature_free)
             u = state[0][0][1] if proportional else None
-            contraction.add_gradients(linearization, plan, state, weights, terms, scale, final)
+            form = active if plan.active else contraction
+            form.add_gradients(linearization, plan, state, weights, terms, scale, final)
         adjoints = {} if ybar is None else {graph.output: ybar}
         if proportional:
             adjoints = {plan.bottom: u[0] * per_sample(scale, u[0])}  # what is left below the push
@@ -278,7 +283,7 @@ class _ValueAndSqnorm(torch.autograd.Function):
 
 
 def _norms(linearization, cotangents, one_output, keep):
-    """Norms, plan and state of `contraction.squared_norm`."""
+    """Norms, plan and state of the norm in the form that costs least."""
     seed = linearization.graph.seed
     outputs = planner.width(linearization, seed)
     if one_output and outputs != 1:
@@ -289,7 +294,10 @@ def _norms(linearization, cotangents, one_output, keep):
     else:
         seeds = contraction.unit_seeds(linearization, seed) if outputs == 1 else None
     plan = planner.plan(linearization, None if seeds is None else len(seeds))
-    norms, state = contraction.squared_norm(linearization, plan, seeds, keep)
+    if seeds is None:
+        plan = active.preferred(linearization, plan)
+    form = active if plan.active else contraction
+    norms, state = form.squared_norm(linearization, plan, seeds, keep)
     return norms, plan, state
 
 

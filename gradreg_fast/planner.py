@@ -39,6 +39,7 @@ class Plan:
         top: where the push ends: the seed, or the last layer's input.
         closed_form: one hidden layer, no sweeps at all; `bottom` and `top` are its two sides.
         flops: the estimate that it was chosen by: value and gradients, without the plain network's three products.
+        active: compiled kernels take each sample's active units alone; see `gradreg_fast.active`.
     """
 
     cut: int
@@ -46,6 +47,7 @@ class Plan:
     top: int
     closed_form: bool
     flops: float
+    active: bool = False
 
 
 def plan(linearization: Linearization, stack: int | None) -> Plan:

@@ -1,5 +1,6 @@
 """Which implementation runs, and that every choice gives the same numbers."""
 
+import copy
 import subprocess
 import sys
 
@@ -85,8 +86,18 @@ def test_a_layer_used_twice_is_left_to_pytorch():
 
 @compiled
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_other_dtypes_are_left_to_pytorch(dtype):
-    assert kernel(network().to(dtype), torch.randn(5, 3, dtype=dtype)) is None
+def test_half_precisions_are_computed_in_float32(dtype):
+    model, x, offset = network().to(dtype), torch.randn(5, 3, dtype=dtype), torch.randn(5, 3, dtype=dtype)
+    results = []
+    with gradreg_fast.backend("cpp"):
+        assert kernel(model, x) is not None
+        for source in (model, copy.deepcopy(model).float()):
+            kind = next(source.parameters()).dtype
+            y, penalty = gradreg_fast.functional.gradient_matching(source, x.to(kind), offset.to(kind))
+            (y.float().sum() + penalty).backward()
+            results.append([y, penalty.to(dtype), *(parameter.grad for parameter in source.parameters())])
+    for half, single in zip(*results, strict=True):
+        assert torch.equal(half, single.to(half.dtype))
 
 
 @compiled

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/capability.h"
+#include "cpu/denormals.h"
 #include "cpu/tensors.h"
 
 namespace gradreg_fast {
@@ -16,6 +17,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
 using Pair = std::array<int64_t, 2>;  // of the height and the width
 
 template <class T>
@@ -276,10 +278,13 @@ template <class T>
 class Sums {
   public:
     Sums(int64_t threads, int64_t count, bool wanted)
-        : threads(threads), count(wanted ? count : 0), memory(threads * this->count * kernels<T>().lanes) {
-        std::fill_n(memory.get(), threads * this->count * kernels<T>().lanes, T(0));
+        : threads(threads),
+          count(wanted ? count : 0),
+          memory(threads * this->count * kernels<T>().lanes * sizeof(T)),
+          base(reinterpret_cast<T*>(memory.get())) {
+        std::fill_n(base, threads * this->count * kernels<T>().lanes, T(0));
     }
-    T* of(int64_t thread) const { return count ? memory.get() + thread * count * kernels<T>().lanes : nullptr; }
+    T* of(int64_t thread) const { return count ? base + thread * count * kernels<T>().lanes : nullptr; }
 
     // Their total, in the order of the threads.
     std::vector<T> total() const {
@@ -294,7 +299,8 @@ class Sums {
 
   private:
     int64_t threads, count;
-    Scratch<T> memory;
+    Scratch memory;
+    T* base;
 };
 
 // From the order of packed weights to that of the weight.
@@ -324,12 +330,13 @@ std::tuple<Tensor, Tensor> run_forward(const Sizes& sizes, const Tensor& x, cons
     const Tensor kept = torch::stable::new_empty(x, {kept_count(sizes, plan.block.kept_pixels())});
     const Split split(sizes, 1);
     const int64_t each = plan.block.scratch_pixels() * kernels<T>().lanes;
-    const Scratch<T> scratch(split.threads * each);
+    const Scratch scratch(split.threads * each * sizeof(T));
+    T* const base = reinterpret_cast<T*>(scratch.get());
     const ConvForward<T> problem{
         &plan.block,          sizes.samples, data<T>(bias), images_of<T>(x), {mutable_data<T>(y), sizes.channels_last},
         mutable_data<T>(kept)};
     split.each([&](int64_t thread, int64_t begin, int64_t end) {
-        kernels<T>().forward(problem, begin, end, scratch.get() + thread * each);
+        kernels<T>().forward(problem, begin, end, base + thread * each);
     });
     return {y, kept};
 }
@@ -367,12 +374,13 @@ std::vector<Tensor> run_push(const Sizes& sizes, int64_t stack, const Tensor& xd
     }
     const Split split(sizes, stack);
     const int64_t each = plan.block.scratch_pixels() * kernels<T>().lanes;
-    const Scratch<T> scratch(split.threads * each);
+    const Scratch scratch(split.threads * each * sizeof(T));
+    T* const base = reinterpret_cast<T*>(scratch.get());
     const Sums<T> sums(split.threads, sizes.outputs * sizes.taps(), gradient);
     split.each([&](int64_t thread, int64_t begin, int64_t end) {
         ConvPush<T> mine = problem;
         mine.weight_sums = sums.of(thread);
-        kernels<T>().push(mine, begin, end, scratch.get() + thread * each);
+        kernels<T>().push(mine, begin, end, base + thread * each);
     });
     if (gradient) results.push_back(weight_gradient(sizes, weight, sums));
     return results;
@@ -414,14 +422,15 @@ std::vector<Tensor> run_pull(const Sizes& sizes, int64_t stack, const Optional& 
     }
     const Split split(sizes, stack);
     const int64_t each = plan.block.scratch_pixels() * kernels<T>().lanes;
-    const Scratch<T> scratch(split.threads * each);
+    const Scratch scratch(split.threads * each * sizeof(T));
+    T* const base = reinterpret_cast<T*>(scratch.get());
     const Sums<T> weight_sums(split.threads, sizes.outputs * sizes.taps(), x.has_value());
     const Sums<T> bias_sums(split.threads, sizes.outputs, bias);
     split.each([&](int64_t thread, int64_t begin, int64_t end) {
         ConvPull<T> mine = problem;
         mine.weight_sums = weight_sums.of(thread);
         mine.bias_sums = bias_sums.of(thread);
-        kernels<T>().pull(mine, begin, end, scratch.get() + thread * each);
+        kernels<T>().pull(mine, begin, end, base + thread * each);
     });
     if (x) results.push_back(weight_gradient(sizes, weight, weight_sums));
     if (bias) {

@@ -20,6 +20,7 @@
 #endif
 
 #include "cpu/capability.h"
+#include "cpu/tensors.h"
 
 namespace gradreg_fast {
 namespace {
@@ -41,48 +42,6 @@ const MlpKernels<T>& kernels() {
     return mlp_kernels_baseline<T>();
 }
 
-template <class T>
-const T* data(const Tensor& tensor) {
-    return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <class T>
-const T* data(const Optional& tensor) {
-    return tensor ? data<T>(*tensor) : nullptr;
-}
-
-template <class T>
-T* mutable_data(const Tensor& tensor) {
-    return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-int64_t round_up(int64_t size, int64_t multiple) {
-    return (size + multiple - 1) / multiple * multiple;
-}
-
-void check_shape(const Tensor& tensor, std::initializer_list<int64_t> shape, ScalarType type, const char* name) {
-    STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
-    STD_TORCH_CHECK(tensor.scalar_type() == type, name, " must have the dtype of x");
-    STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
-    bool fits = tensor.dim() == int64_t(shape.size());
-    int64_t dimension = 0;
-    for (const int64_t size : shape)
-        fits = fits && tensor.size(dimension++) == size;
-    STD_TORCH_CHECK(fits, name, " has the wrong shape");
-}
-
-void check_shape(const Optional& tensor, std::initializer_list<int64_t> shape, ScalarType type, const char* name) {
-    if (tensor) check_shape(*tensor, shape, type, name);
-}
-
-Tensor as_contiguous(const Tensor& tensor) {
-    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-Optional as_contiguous(const Optional& tensor) {
-    return tensor ? Optional(as_contiguous(*tensor)) : std::nullopt;
-}
-
 // While it lives, its thread counts numbers too small for full precision (1e-38 in float32) as zero. Slopes such as
 // those of a sharp softplus produce many, and a product with one takes a hundred times as long.
 class FlushDenormals {
@@ -94,21 +53,6 @@ class FlushDenormals {
   private:
     const unsigned before;
 #endif
-};
-
-// Memory for the threads of one call.
-template <class T>
-class Scratch {
-  public:
-    explicit Scratch(int64_t count) : memory(static_cast<T*>(::operator new(count * sizeof(T), alignment))) {}
-    T* get() const { return memory.get(); }
-
-  private:
-    static constexpr std::align_val_t alignment{64};
-    struct Free {
-        void operator()(T* pointer) const { ::operator delete(pointer, alignment); }
-    };
-    std::unique_ptr<T, Free> memory;
 };
 
 // New memory whose first use costs a page fault for every two megabytes instead of every four kilobytes, where the
@@ -291,8 +235,8 @@ void run_forward(const Network& network, const Tensor& x, const Optional& cotang
         mutable_data<T>(g), mutable_data<T>(norms)};
     const Split split(network, rows, stack);
     const int64_t each = round_up(kernel.forward_scratch(problem, split.tile), 64);
-    const Scratch<T> scratch(split.threads * each);
-    T* const base = scratch.get();
+    const Scratch scratch(split.threads * each * sizeof(T));
+    T* const base = reinterpret_cast<T*>(scratch.get());
     split.each(rows, [&](int64_t thread, int64_t begin, int64_t end) {
         kernel.forward(problem, begin, end, split.tile, base + thread * each);
     });
@@ -412,8 +356,10 @@ void run_backward(const Network& network, const Tensor& x, const Optional& cotan
     const Split split(network, rows, stack);
     const int64_t own = round_up(kernel.backward_scratch(problem, split.tile), 64);
     const int64_t first = own + round_up(sums.packed, 64), other = own + round_up(sums.total, 64);
-    const Scratch<T> scratch(first + (split.threads - 1) * other);
-    const auto block = [&](int64_t thread) { return scratch.get() + (thread ? first + (thread - 1) * other : 0); };
+    const Scratch scratch((first + (split.threads - 1) * other) * sizeof(T));
+    const auto block = [&](int64_t thread) {
+        return reinterpret_cast<T*>(scratch.get()) + (thread ? first + (thread - 1) * other : 0);
+    };
     split.each(rows, [&](int64_t thread, int64_t begin, int64_t end) {
         T* const sum = block(thread) + own;
         LayerGradient<T> gradients[max_depth];

@@ -71,7 +71,7 @@ void product_rows(int64_t rows, int64_t depth, const T* a, int64_t a_stride, con
                                                          bias);
 }
 
-// C [rows, width] of one panel, whole registers wide.
+// C [rows, width], whole registers wide: one panel, or plain rows.
 template <class T, int Bytes, bool Transposed>
 void panel_product(int64_t rows, int64_t width, int64_t depth, const T* a, int64_t a_stride, const T* b,
                    int64_t b_stride, T* c, int64_t c_stride, Start start, const T* bias) {

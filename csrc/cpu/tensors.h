@@ -1,22 +1,16 @@
-// What operations share around their kernels: checks of tensors, memory, threads' settings.
+// What operations need to get from tensors to plain pointers.
 
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <cstdint>
+#include <initializer_list>
 #include <memory>
 #include <new>
 #include <optional>
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
 namespace gradreg_fast {
-
-using Optional = std::optional<torch::stable::Tensor>;
 
 template <class T>
 const T* data(const torch::stable::Tensor& tensor) {
@@ -24,7 +18,7 @@ const T* data(const torch::stable::Tensor& tensor) {
 }
 
 template <class T>
-const T* data(const Optional& tensor) {
+const T* data(const std::optional<torch::stable::Tensor>& tensor) {
     return tensor ? data<T>(*tensor) : nullptr;
 }
 
@@ -33,44 +27,47 @@ T* mutable_data(const torch::stable::Tensor& tensor) {
     return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
-inline torch::stable::Tensor as_contiguous(const torch::stable::Tensor& tensor) {
-    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-inline Optional as_contiguous(const Optional& tensor) {
-    return tensor ? Optional(as_contiguous(*tensor)) : std::nullopt;
-}
-
 inline int64_t round_up(int64_t size, int64_t multiple) {
     return (size + multiple - 1) / multiple * multiple;
 }
 
-// While it lives, its thread counts numbers too small for full precision (1e-38 in float32) as zero. Slopes such as
-// those of a sharp softplus produce many, and a product with one takes a hundred times as long.
-class FlushDenormals {
-  public:
-#if defined(__SSE2__)
-    FlushDenormals() : before(_mm_getcsr()) { _mm_setcsr(before | 0x8040); }
-    ~FlushDenormals() { _mm_setcsr(before); }
+inline torch::stable::Tensor as_contiguous(const torch::stable::Tensor& tensor) {
+    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
 
-  private:
-    const unsigned before;
-#endif
-};
+inline std::optional<torch::stable::Tensor> as_contiguous(const std::optional<torch::stable::Tensor>& tensor) {
+    return tensor ? std::optional(as_contiguous(*tensor)) : std::nullopt;
+}
 
-// Memory for the threads of one call.
-template <class T>
+inline void check_shape(const torch::stable::Tensor& tensor, std::initializer_list<int64_t> shape,
+                        torch::headeronly::ScalarType type, const char* name) {
+    STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
+    STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has the wrong dtype");
+    STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
+    bool fits = tensor.dim() == int64_t(shape.size());
+    int64_t dimension = 0;
+    for (const int64_t size : shape)
+        fits = fits && tensor.size(dimension++) == size;
+    STD_TORCH_CHECK(fits, name, " has the wrong shape");
+}
+
+inline void check_shape(const std::optional<torch::stable::Tensor>& tensor, std::initializer_list<int64_t> shape,
+                        torch::headeronly::ScalarType type, const char* name) {
+    if (tensor) check_shape(*tensor, shape, type, name);
+}
+
+// Uninitialised memory, aligned to lines of the cache.
 class Scratch {
   public:
-    explicit Scratch(int64_t count) : memory(static_cast<T*>(::operator new(count * sizeof(T), alignment))) {}
-    T* get() const { return memory.get(); }
+    explicit Scratch(int64_t bytes) : memory(static_cast<char*>(::operator new(bytes, alignment))) {}
+    char* get() const { return memory.get(); }
 
   private:
     static constexpr std::align_val_t alignment{64};
     struct Free {
-        void operator()(T* pointer) const { ::operator delete(pointer, alignment); }
+        void operator()(char* pointer) const { ::operator delete(pointer, alignment); }
     };
-    std::unique_ptr<T, Free> memory;
+    std::unique_ptr<char, Free> memory;
 };
 
 }  // namespace gradreg_fast

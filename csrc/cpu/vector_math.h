@@ -1,9 +1,9 @@
 // Registers of numbers as GCC's vector types, and elementary functions of them.
 //
 // Everything is a template over the register's size in bytes, so that the same lines serve every instruction set and no
-// two of them share a symbol. The float functions are our own, accurate to about 2 units in the last place over the
-// whole range (tests/csrc checks them); polynomials are minimax fits. The double functions call the standard library
-// lane by lane: correct, not fast.
+// two of them share a symbol. They are accurate to about 2 units in the last place over the whole range (tests/csrc
+// checks them); the float polynomials are minimax fits, the double ones series. Sine, cosine and the normal
+// distribution in double call the standard library lane by lane: correct, not fast.
 
 #pragma once
 
@@ -174,27 +174,61 @@ struct VectorMath<double, Bytes> {
     static GRADREG_FAST_INLINE T select(Bits condition, T yes, T no) { return condition ? yes : no; }
     static GRADREG_FAST_INLINE T absolute(T x) { return (T)((Bits)x & INT64_MAX); }
     static GRADREG_FAST_INLINE T exp(T x) {
-        return each(x, [](double v) { return S::exp(v); });
+        // Beyond these bounds the result is 0 or infinity; a NaN passes both comparisons.
+        x = select(x < constant(-746), constant(-746), select(x > constant(710), constant(710), x));
+        Bits n;
+        const T below_one = reduced_expm1(x, n);
+        const Bits half = n >> 1;  // in two factors: 2^n itself may overflow, or be denormal
+        return (below_one + 1.0) * power_of_two(half) * power_of_two(n - half);
     }
+
+    // For x <= 709.
     static GRADREG_FAST_INLINE T expm1(T x) {
-        return each(x, [](double v) { return S::expm1(v); });
+        x = select(x < constant(-80), constant(-80), x);
+        Bits n;
+        const T below_one = reduced_expm1(x, n);
+        const T scale = power_of_two(n);
+        return scale * below_one + (scale - 1.0);
     }
+
+    // For 0 <= x <= 1: 2 artanh(s) with s = x / (2 + x) <= 1/3, by its series.
     static GRADREG_FAST_INLINE T log1p(T x) {
-        return each(x, [](double v) { return S::log1p(v); });
+        const T s = x / (x + 2.0), w = s * s;
+        T p = constant(1.0 / 33);
+#pragma GCC unroll 16
+        for (int k = 31; k >= 3; k -= 2)
+            p = p * w + 1.0 / k;
+        return 2.0 * s + 2.0 * s * w * p;
     }
+
     static GRADREG_FAST_INLINE T tanh(T x) {
-        return each(x, [](double v) { return S::tanh(v); });
+        T twice = 2.0 * absolute(x);
+        twice = select(twice > constant(40), constant(40), twice);  // 1 to the last bit
+        const T m = expm1(twice);
+        return (T)((Bits)(m / (m + 2.0)) | ((Bits)x & INT64_MIN));
     }
+
     static GRADREG_FAST_INLINE void sincos(T x, T& sine, T& cosine) { pair(&S::sincos, x, sine, cosine); }
     static GRADREG_FAST_INLINE void normal(T x, T& density, T& tail) { pair(&S::normal, x, density, tail); }
 
   private:
-    template <class Function>
-    static GRADREG_FAST_INLINE T each(T x, Function function) {
-        for (int lane = 0; lane < V::lanes; ++lane)
-            x[lane] = function(x[lane]);
-        return x;
+    // x = n log 2 + r with |r| <= log 2 / 2; returns exp(r) - 1 by its series, whose next term is below 1e-17.
+    static GRADREG_FAST_INLINE T reduced_expm1(T x, Bits& n) {
+        const T shifted = x * 1.4426950408889634074 + 6755399441055744.0;  // 1.5 2^52: the integer is in the low bits
+        n = (Bits)shifted - 0x4338000000000000;
+        const T count = shifted - 6755399441055744.0;
+        const T r = (x - count * 6.93147180369123816490e-01) - count * 1.90821492927058770002e-10;
+        T q = constant(1.0 / 87178291200);
+        double factorial = 87178291200;
+#pragma GCC unroll 16
+        for (int k = 14; k > 2; --k) {
+            factorial /= k;
+            q = q * r + 1.0 / factorial;
+        }
+        return r + r * r * q;
     }
+
+    static GRADREG_FAST_INLINE T power_of_two(Bits n) { return (T)((n + 1023) << 52); }
     template <class Function>
     static GRADREG_FAST_INLINE void pair(Function function, T x, T& first, T& second) {
         for (int lane = 0; lane < V::lanes; ++lane) {

@@ -125,9 +125,8 @@ def class_weights(target: Tensor, y: Tensor) -> Tensor:
         )
     if target.device.type == "cpu" and target.numel() and target.max() >= y.shape[1]:
         raise ValueError(f"target must hold class indices below {y.shape[1]}, got {int(target.max())}")
-    weights = torch.zeros_like(y)
-    index = target.long().unsqueeze(1)  # [B, 1, ...]
-    return weights.scatter_(1, index.clamp_min(0), (index >= 0).to(y.dtype))
+    classes = torch.arange(y.shape[1], device=y.device).view(-1, *(1,) * (y.dim() - 2))  # [C, ...]
+    return (target.unsqueeze(1) == classes).to(y.dtype)
 
 
 def same_shape(target: Tensor, y: Tensor) -> Tensor:

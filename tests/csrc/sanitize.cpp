@@ -1,4 +1,4 @@
-// The sweeps without PyTorch, on heap blocks of exactly the promised sizes and on threads of our own: for
+// The kernels without PyTorch, on heap blocks of exactly the promised sizes and on threads of our own: for
 // AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer. Built and run by sanitize.sh.
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/active.h"
 #include "cpu/capability.h"
 #include "cpu/conv.h"
 #include "cpu/mlp.h"
@@ -115,6 +116,58 @@ void run(const MlpKernels<T>& kernels, const std::vector<int64_t>& widths, Kind 
         }
 }
 
+// Both products and the metric's gradient between layers of these widths; `share` of the values above are positive.
+template <class T>
+void run(const ActiveKernels<T>& kernels, int64_t above_width, int64_t below_width, int64_t batch, int64_t K,
+         double share) {
+    const auto values = [&](int64_t width) {
+        Block<T> block(batch * width);
+        for (int64_t i = 0; i < batch * width; ++i)
+            block.get()[i] = T(share - double(i * 7919 % 101) / 101);
+        return block;
+    };
+    const auto rows = [&](int64_t width) { return Block<T>(batch * K * round_up(width, kernels.lanes)); };
+    Block<T> upper = values(above_width), lower = values(below_width), factor(batch), dots(batch);
+    Block<T> weight(above_width * below_width), gradient(above_width * below_width), square(above_width * above_width);
+    Block<T> above = rows(above_width), below = rows(below_width), other = rows(below_width);
+    const auto scratch_of = [&](const ActiveLayer<T>& layer) {
+        const int64_t lines = (kernels.scratch_size(layer) + 63) / 64;
+        struct alignas(64) Line {
+            char bytes[64];
+        };
+        return std::unique_ptr<Line[]>(new Line[lines]);
+    };
+    for (const bool all : {false, true}) {
+        const Stack<T> top{above.get(), upper.get(), above_width};
+        const Stack<T> bottom{below.get(), all ? nullptr : lower.get(), below_width};
+        const ActiveLayer<T> layer{batch, K, top, bottom}, metric{batch, K, top, top};
+        const auto scratch = scratch_of(layer), square_scratch = scratch_of(metric);
+        char *memory = scratch[0].bytes, *square_memory = square_scratch[0].bytes;
+        kernels.product(layer, weight.get(), 0, batch, memory);
+        kernels.dot(bottom, bottom, K, 0, batch, dots.get(), memory);
+        for (int64_t i = 0; i < above_width; i += 5) {
+            const int64_t end = std::min(above_width, i + 5);
+            kernels.outer(layer, factor.get(), false, i, end, gradient.get(), memory);
+            kernels.outer(metric, factor.get(), true, i, end, square.get(), square_memory);
+        }
+        for (int64_t b = 0; b < batch; ++b)
+            if (!(dots.get()[b] >= 0)) std::abort();
+        if (above_width != K) continue;
+        const ActiveLayer<T> identity{batch, K, {nullptr, nullptr, K}, bottom};
+        kernels.product(identity, weight.get(), 0, batch, memory);
+        kernels.outer(identity, factor.get(), false, 0, K, gradient.get(), memory);
+    }
+}
+
+template <class T>
+void run_all(const ActiveKernels<T>& kernels) {
+    for (const int64_t K : {1, 7})
+        for (const int64_t above : {1, 7, 33, 150})
+            for (const int64_t below : {1, 16, 37})
+                for (const double share : {-1.0, 0.1, 0.5, 2.0})
+                    run(kernels, above, below, 3, K, share);
+}
+
 template <class T>
 void run_all(const MlpKernels<T>& kernels) {
     for (const auto& widths : std::vector<std::vector<int64_t>>{{1, 1}, {3, 17, 1}, {65, 3, 17, 2}, {2, 64, 64, 1}})
@@ -205,19 +258,25 @@ void run_all(const ConvKernels<T>& kernels) {
 int main() {
     const Capability capability = cpu_capability();
     run_all(mlp_kernels_baseline<float>());
+    run_all(active_kernels_baseline<float>());
     run_all(conv_kernels_baseline<float>());
     run_all(mlp_kernels_baseline<double>());
+    run_all(active_kernels_baseline<double>());
     run_all(conv_kernels_baseline<double>());
     if (capability >= Capability::AVX2) {
         run_all(mlp_kernels_avx2<float>());
+        run_all(active_kernels_avx2<float>());
         run_all(conv_kernels_avx2<float>());
         run_all(mlp_kernels_avx2<double>());
+        run_all(active_kernels_avx2<double>());
         run_all(conv_kernels_avx2<double>());
     }
     if (capability >= Capability::AVX512) {
         run_all(mlp_kernels_avx512<float>());
+        run_all(active_kernels_avx512<float>());
         run_all(conv_kernels_avx512<float>());
         run_all(mlp_kernels_avx512<double>());
+        run_all(active_kernels_avx512<double>());
         run_all(conv_kernels_avx512<double>());
     }
     std::printf("no errors, up to %s\n", capability_name(capability));

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import gradreg_fast
-from gradreg_fast import ops
+from gradreg_fast import functional, ops
 from gradreg_fast.backend import library
 from gradreg_fast.mlp import kernel_for
 from gradreg_fast.modules import Sine
@@ -123,6 +123,81 @@ def test_cotangents_made_from_the_outputs_shape(outputs):
         torch.testing.assert_close(mine, wanted)
 
 
+LOSSES = {
+    "classes": ("cross_entropy", torch.tensor([2, 0, -100, 1, 2, 0, 1])),
+    "probabilities": ("cross_entropy", torch.rand(7, 3, dtype=torch.float64)),
+    "mse": ("mse", torch.randn(7, 3, dtype=torch.float64)),
+    "bce": ("bce_with_logits", torch.rand(7, 3, dtype=torch.float64)),
+}
+
+
+def both(call, model, x):
+    """What a penalty gives with either backend: value, output and all gradients of their combination."""
+    results = []
+    for name in ("torch", "cpp"):
+        with gradreg_fast.backend(name):
+            y, penalty = call(model, x)
+            gradients = torch.autograd.grad(penalty.sum() + y.square().sum(), [x, *model.parameters()])
+            results.append([y.detach(), penalty.detach(), *gradients])
+    for wanted, mine in zip(*results, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_on_top(name, activation):
+    loss, target = LOSSES[name]
+    model = network((5, 17, 3), activation)
+    x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    both(lambda model, x: functional.double_backprop(model, x, target, loss, reduction="none"), model, x)
+    with gradreg_fast.backend("cpp"):
+        graph, tensors = ops.prepare(model, x, functional._LOSSES[loss], target)
+        assert kernel_for(graph, x, tensors).loss
+
+
+def test_a_class_that_is_not_there_is_named():
+    model = network((5, 17, 3), "tanh")
+    for name in ("torch", "cpp"):
+        with gradreg_fast.backend(name), pytest.raises(ValueError, match="class indices below 3, got 3"):
+            functional.double_backprop(model, torch.randn(2, 5, dtype=torch.float64), torch.tensor([0, 3]))
+
+
+class Energy(nn.Module):
+    """One output a sample, ``[B]``, of images."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = network((12, 17, 1), "silu")
+
+    def forward(self, x):
+        return self.layers(x.flatten(1)).squeeze(-1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, x: functional.r1(model, x, reduction="none"),
+        lambda model, x: functional.gradient_matching(model, x, x.detach().flip(0)),
+        lambda model, x: functional.double_backprop(model, x, x.detach()[:, 0, 0, 0], "mse"),
+        lambda model, x: functional.spectral_projection(model, x, torch.Generator().manual_seed(2)),
+        lambda model, x: [part.squeeze(0) for part in ops.stacked_vjp(*ops.prepare(model, x), x, None)],
+    ],
+    ids=["norm", "offset", "loss", "projection", "vjp"],
+)
+def test_reshapes_around_the_layers(call):
+    model, x = Energy(), torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    both(call, model, x)
+    with gradreg_fast.backend("cpp"):
+        graph, tensors = ops.prepare(model, x)
+        assert kernel_for(graph, x, tensors) is not None
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_random_projections(outputs):
+    model, x = network((5, 17, outputs), "softplus"), torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    both(lambda model, x: functional.jacobian_frobenius(model, x, 2, torch.Generator().manual_seed(2)), model, x)
+
+
 def test_layers_of_different_activations():
     hidden = [nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 5, bias=False), nn.Linear(5, 6), nn.ReLU()]
     model = nn.Sequential(*hidden, nn.Linear(6, 2), nn.Sigmoid()).double()
@@ -209,7 +284,7 @@ def test_operations_are_registered_properly():
         ({"x": torch.randn(5)}, "two dimensions"),
         ({"x": torch.randn(5, 4)}, "weight has the wrong shape"),
         ({"x": torch.randn(5, 3).half()}, "float32 or float64"),
-        ({"x": torch.randn(5, 3).double()}, "must have the dtype of x"),
+        ({"x": torch.randn(5, 3).double()}, "wrong dtype"),
         ({"cotangent": torch.randn(2, 5, 2)}, "cotangent has the wrong shape"),
         ({"kinds": [4]}, "kinds must have an entry"),
         ({"kinds": [4, 99]}, "unknown activation 99"),

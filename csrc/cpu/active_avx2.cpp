@@ -1,0 +1,23 @@
+// Products with active rows and columns, for avx2.
+
+#include "common/math.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma")
+#endif
+
+#include "cpu/active_products.h"
+
+namespace gradreg_fast {
+
+template <>
+const ActiveKernels<float>& active_kernels_avx2<float>() {
+    return ActiveProducts<float, 32>::kernels();
+}
+
+template <>
+const ActiveKernels<double>& active_kernels_avx2<double>() {
+    return ActiveProducts<double, 32>::kernels();
+}
+
+}  // namespace gradreg_fast
