@@ -12,14 +12,12 @@
 #include <optional>
 #include <vector>
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
 #include "cpu/capability.h"
+#include "cpu/denormals.h"
 #include "cpu/tensors.h"
 
 namespace gradreg_fast {
@@ -41,19 +39,6 @@ const MlpKernels<T>& kernels() {
     }
     return mlp_kernels_baseline<T>();
 }
-
-// While it lives, its thread counts numbers too small for full precision (1e-38 in float32) as zero. Slopes such as
-// those of a sharp softplus produce many, and a product with one takes a hundred times as long.
-class FlushDenormals {
-  public:
-#if defined(__SSE2__)
-    FlushDenormals() : before(_mm_getcsr()) { _mm_setcsr(before | 0x8040); }
-    ~FlushDenormals() { _mm_setcsr(before); }
-
-  private:
-    const unsigned before;
-#endif
-};
 
 // New memory whose first use costs a page fault for every two megabytes instead of every four kilobytes, where the
 // system can: blocks of some size come fresh from it at every call.

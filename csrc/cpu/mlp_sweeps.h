@@ -7,6 +7,7 @@
 
 #include <cmath>
 
+#include "cpu/dispatch.h"
 #include "cpu/mlp.h"
 #include "cpu/product.h"
 
@@ -24,35 +25,6 @@ struct Arena {
     }
 };
 
-// Calls `function` with the activation of this kind.
-template <class Math, class Function>
-GRADREG_FAST_INLINE void with_activation(Kind kind, Settings settings, Function&& function) {
-    switch (kind) {
-        case Kind::Identity:
-            return function(Identity<Math>(settings));
-        case Kind::ReLU:
-            return function(ReLU<Math>(settings));
-        case Kind::LeakyReLU:
-            return function(LeakyReLU<Math>(settings));
-        case Kind::Softplus:
-            return function(Softplus<Math>(settings));
-        case Kind::Tanh:
-            return function(Tanh<Math>(settings));
-        case Kind::Sigmoid:
-            return function(Sigmoid<Math>(settings));
-        case Kind::SiLU:
-            return function(SiLU<Math>(settings));
-        case Kind::GELU:
-            return function(GELU<Math>(settings));
-        case Kind::GELUTanh:
-            return function(GELUTanh<Math>(settings));
-        case Kind::Sine:
-            return function(Sine<Math>(settings));
-        case Kind::Count:
-            return;
-    }
-}
-
 template <class T, int Bytes>
 struct Sweeps {
     using V = Vector<T, Bytes>;
@@ -65,7 +37,7 @@ struct Sweeps {
     // h = phi(z) over `count` numbers; z becomes what is kept. Returns where h is: in place of z, or in `h`.
     static T* evaluate(const Layer<T>& layer, int64_t count, T* z, T* h) {
         T* result = h;
-        with_activation<Math>(layer.kind, layer.settings, [&](auto activation) {
+        with_kind<Math>(layer.kind, layer.settings, [&](auto activation) {
             if (activation.from_output) result = z;
             for (int64_t i = 0; i < count; i += lanes)
                 V::store(result + i, activation.value(V::load(z + i)));
@@ -75,7 +47,7 @@ struct Sweeps {
 
     // u_z = phi'(z) u.
     static void pull(const Layer<T>& layer, int64_t rows, int64_t stack, const T* state, const T* u, T* u_z) {
-        with_activation<Math>(layer.kind, layer.settings, [&](auto activation) {
+        with_kind<Math>(layer.kind, layer.settings, [&](auto activation) {
             for (int64_t first = 0; first < layer.output_stride; first += panel<T>) {
                 const int64_t width = panel_width<T>(first, layer.output_stride);
                 for (int64_t b = 0; b < rows; ++b)
@@ -98,7 +70,7 @@ struct Sweeps {
     static void meet(const Layer<T>& layer, int64_t rows, int64_t stack, const T* state, const T* u, const T* zdot,
                      T* left, T* right, T* slopes) {
         const int64_t stacked = rows * stack, lines = stacked + rows;
-        with_activation<Math>(layer.kind, layer.settings, [&](auto activation) {
+        with_kind<Math>(layer.kind, layer.settings, [&](auto activation) {
             for (int64_t first = 0; first < layer.output_stride; first += panel<T>) {
                 const int64_t width = panel_width<T>(first, layer.output_stride);
                 for (int64_t b = 0; b < rows; ++b)
@@ -556,7 +528,7 @@ struct Sweeps {
     }
 
     static void activate(Kind kind, Settings settings, const T* z, int64_t count, T* value, T* slope, T* bend) {
-        with_activation<Math>(kind, settings, [&](auto activation) {
+        with_kind<Math>(kind, settings, [&](auto activation) {
             for (int64_t i = 0; i < count; i += lanes) {
                 const Register at = V::load(z + i), y = activation.value(at);
                 const auto derivatives = activation.derivatives(activation.from_output ? y : at);
