@@ -166,6 +166,7 @@ def interleaved(
     synchronise = torch.cuda.synchronize if plan.device.startswith("cuda") else contextlib.nullcontext
 
     def visit(call, repeats):
+        call()  # as in training, where the step before was the same: caches and heap are not the last peer's
         synchronise()
         start = time.perf_counter()
         for _ in range(repeats):
