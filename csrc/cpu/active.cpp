@@ -19,15 +19,7 @@ using torch::stable::Tensor;
 
 template <class T>
 const ActiveKernels<T>& kernels() {
-    switch (cpu_capability()) {
-        case Capability::AVX512:
-            return active_kernels_avx512<T>();
-        case Capability::AVX2:
-            return active_kernels_avx2<T>();
-        case Capability::Baseline:
-            break;
-    }
-    return active_kernels_baseline<T>();
+    return best_of(&active_kernels_avx512<T>, &active_kernels_avx2<T>, &active_kernels_baseline<T>);
 }
 
 constexpr int64_t thread_work = 1 << 18;     // multiplications that pay for waking a thread

@@ -15,4 +15,18 @@ constexpr int lanes(Capability capability, int element_size) {
     return (16 << int(capability)) / element_size;
 }
 
+// Of the tables of kernels, one for each instruction set, this processor's.
+template <class Table>
+const Table& best_of(const Table& (*avx512)(), const Table& (*avx2)(), const Table& (*baseline)()) {
+    switch (cpu_capability()) {
+        case Capability::AVX512:
+            return avx512();
+        case Capability::AVX2:
+            return avx2();
+        case Capability::Baseline:
+            break;
+    }
+    return baseline();
+}
+
 }  // namespace gradreg_fast

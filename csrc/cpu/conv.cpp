@@ -22,15 +22,7 @@ using Pair = std::array<int64_t, 2>;  // of the height and the width
 
 template <class T>
 const ConvKernels<T>& kernels() {
-    switch (cpu_capability()) {
-        case Capability::AVX512:
-            return conv_kernels_avx512<T>();
-        case Capability::AVX2:
-            return conv_kernels_avx2<T>();
-        case Capability::Baseline:
-            break;
-    }
-    return conv_kernels_baseline<T>();
+    return best_of(&conv_kernels_avx512<T>, &conv_kernels_avx2<T>, &conv_kernels_baseline<T>);
 }
 
 int64_t lanes_of(ScalarType type) {

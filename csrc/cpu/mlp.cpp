@@ -29,15 +29,7 @@ using Optional = std::optional<Tensor>;
 
 template <class T>
 const MlpKernels<T>& kernels() {
-    switch (cpu_capability()) {
-        case Capability::AVX512:
-            return mlp_kernels_avx512<T>();
-        case Capability::AVX2:
-            return mlp_kernels_avx2<T>();
-        case Capability::Baseline:
-            break;
-    }
-    return mlp_kernels_baseline<T>();
+    return best_of(&mlp_kernels_avx512<T>, &mlp_kernels_avx2<T>, &mlp_kernels_baseline<T>);
 }
 
 // New memory whose first use costs a page fault for every two megabytes instead of every four kilobytes, where the

@@ -16,6 +16,7 @@ from gradreg_fast.blocks import with_blocks
 from gradreg_fast.rules.conv_block import ConvBlock
 
 from ..parity import assert_parity, assert_primitives, jacobian_sqnorm
+from . import agreement
 
 pytestmark = pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}")
 
@@ -69,26 +70,12 @@ def blocks(model, x):
     return [node.rule for node in with_blocks(graph, x, tensors).nodes if node and type(node.rule) is ConvBlock]
 
 
-def evaluate(backend, model, x, cotangent, terms=("y", "g")):
-    """The values and all gradients of a random combination of the given terms."""
-    with gradreg_fast.backend(backend):
-        assert bool(blocks(model, x)) == (backend == "cpp")
-        values = dict(zip("yg", ops.stacked_vjp(*ops.prepare(model, x), x, cotangent), strict=True))
-        torch.manual_seed(1)
-        weights = {name: torch.randn_like(value) for name, value in values.items()}
-        loss = sum((values[name] * weights[name]).sum() for name in terms)
-        sources = [t for t in (x, cotangent, *model.parameters()) if t is not None and t.requires_grad]
-        return [*values.values(), *torch.autograd.grad(loss, sources, allow_unused=True, materialize_grads=True)]
+def evaluate(backend, model, x, cotangent):
+    return agreement.evaluate(backend, blocks, model, x, cotangent)
 
 
 def assert_same(model, x, cotangent, terms=("y", "g")):
-    reference = evaluate("torch", model, x, cotangent, terms)
-    found = evaluate("cpp", model, x, cotangent, terms)
-    for i, (mine, wanted) in enumerate(zip(found, reference, strict=True)):
-        assert mine.shape == wanted.shape and mine.dtype == wanted.dtype
-        scale = wanted.abs().max().item() if wanted.numel() else 0
-        error = (mine - wanted).abs().max().item() if wanted.numel() else 0
-        assert error <= 1e-11 * max(scale, 0.1), f"number {i}: {error} of {scale}"
+    agreement.assert_same(blocks, model, x, cotangent, terms, 1e-11)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS.values(), ids=POOLINGS)

@@ -16,6 +16,7 @@ from gradreg_fast.mlp import kernel_for
 from gradreg_fast.modules import Sine
 
 from ..parity import assert_primitives
+from . import agreement
 
 pytestmark = pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}")
 
@@ -42,27 +43,17 @@ def network(sizes, activation, last=False, bias=True, dtype=torch.float64):
     return nn.Sequential(*filter(None, layers if last else layers[:-1])).to(dtype)
 
 
-def evaluate(backend, model, x, cotangent, terms=("y", "g")):
-    """The values and all gradients of a random combination of the given terms."""
-    with gradreg_fast.backend(backend):
-        graph, tensors = ops.prepare(model, x)
-        assert (kernel_for(graph, x, tensors) is not None) == (backend == "cpp")
-        values = dict(zip("yg", ops.stacked_vjp(graph, tensors, x, cotangent), strict=True))
-        torch.manual_seed(1)
-        weights = {name: torch.randn_like(value) for name, value in values.items()}
-        loss = sum((values[name] * weights[name]).sum() for name in terms)
-        sources = [t for t in (x, cotangent, *model.parameters()) if t is not None and t.requires_grad]
-        return [*values.values(), *torch.autograd.grad(loss, sources, allow_unused=True, materialize_grads=True)]
+def evaluate(backend, model, x, cotangent):
+    return agreement.evaluate(backend, served, model, x, cotangent)
 
 
 def assert_same(model, x, cotangent, terms=("y", "g")):
-    reference = evaluate("torch", model, x, cotangent, terms)
-    found = evaluate("cpp", model, x, cotangent, terms)
-    for i, (mine, wanted) in enumerate(zip(found, reference, strict=True)):
-        assert mine.shape == wanted.shape and mine.dtype == wanted.dtype
-        scale = wanted.abs().max().item() if wanted.numel() else 0
-        error = (mine - wanted).abs().max().item() if wanted.numel() else 0
-        assert error <= TOLERANCE[x.dtype] * max(scale, 0.1), f"number {i}: {error} of {scale}"
+    agreement.assert_same(served, model, x, cotangent, terms, TOLERANCE[x.dtype])
+
+
+def served(model, x):
+    graph, tensors = ops.prepare(model, x)
+    return kernel_for(graph, x, tensors) is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
