@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 
 from gradreg_fast.graph import Graph
-from gradreg_fast.rules.activation import ReLU
+from gradreg_fast.rules.activation import Activation, ReLU
+from gradreg_fast.rules.conv import Conv
+from gradreg_fast.rules.linear import Linear
 from gradreg_fast.rules.pool import MaxPool
 
 
 def fuse(graph: Graph) -> Graph:
     """The graph after all rewrites."""
-    return pool_first(graph)
+    return in_place(pool_first(graph))
 
 
 def pool_first(graph: Graph) -> Graph:
@@ -26,8 +29,26 @@ def pool_first(graph: Graph) -> Graph:
         (j,) = node.inputs
         below = nodes[j]
         measured = any(j in other.extras for other in nodes if other)  # its size is read
-        alone = graph.consumers[j] == [i] and j != graph.output and not measured
-        if below is not None and isinstance(below.rule, ReLU) and alone:
+        if below is not None and isinstance(below.rule, ReLU) and read_by(graph, j, i) and not measured:
             nodes[j] = replace(node, inputs=below.inputs)
             nodes[i] = replace(below, inputs=(j,))
     return Graph(tuple(nodes), graph.slots, graph.output, graph.seed)
+
+
+def in_place(graph: Graph) -> Graph:
+    """Activations that keep nothing but their result, computed in the memory of a product that nobody else reads."""
+    nodes = list(graph.nodes)
+    for i, node in enumerate(nodes):
+        if node is None or not isinstance(node.rule, Activation) or not node.rule.keeps_result:
+            continue
+        (j,) = node.inputs
+        if nodes[j] is not None and isinstance(nodes[j].rule, (Linear, Conv, MaxPool)) and read_by(graph, j, i):
+            rule = copy(node.rule)
+            rule.in_place = True
+            nodes[i] = replace(node, rule=rule)
+    return Graph(tuple(nodes), graph.slots, graph.output, graph.seed)
+
+
+def read_by(graph: Graph, value: int, reader: int) -> bool:
+    """Whether this node alone reads the value."""
+    return graph.consumers[value] == [reader] and value != graph.output

@@ -18,9 +18,16 @@ aten = torch.ops.aten
 
 
 class Activation(Rule):
-    """``y = phi(z)``, elementwise; a subclass gives `evaluate`, `slope` and, unless piecewise linear, `bend`."""
+    """``y = phi(z)``, elementwise; a subclass gives `evaluate`, `slope` and, unless piecewise linear, `bend`.
+
+    Attributes:
+        keeps_result: `slope` and `bend` need y alone.
+        in_place: y may take the memory of z (only if `keeps_result`).
+    """
 
     curvature_free = False
+    keeps_result = False
+    in_place = False
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """``phi(z)`` and the tensors that `slope` and `bend` need."""
@@ -62,9 +69,10 @@ class ReLU(Activation):
     """``max(z, 0)``; slope 0 at zero, as in PyTorch."""
 
     curvature_free = True
+    keeps_result = True
 
     def evaluate(self, z):
-        y = functional.relu(z)
+        y = functional.relu(z, inplace=self.in_place)
         return y, (y,)
 
     def slope(self, saved, v):
@@ -78,10 +86,11 @@ class LeakyReLU(Activation):
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         self.negative_slope = negative_slope
+        self.keeps_result = negative_slope >= 0  # y keeps the sign of z, and is stored anyway
 
     def evaluate(self, z):
-        y = functional.leaky_relu(z, self.negative_slope)
-        return y, (y if self.negative_slope >= 0 else z,)  # y keeps the sign of z, and is stored anyway
+        y = functional.leaky_relu(z, self.negative_slope, inplace=self.in_place)
+        return y, (y if self.keeps_result else z,)
 
     def slope(self, saved, v):
         return aten.leaky_relu_backward(v, saved[0], self.negative_slope, self.negative_slope >= 0)
@@ -91,9 +100,10 @@ class Tanh(Activation):
     """``tanh(z)``: ``phi' = 1 - y^2``, ``phi'' / phi' = -2 y``."""
 
     meets_below = True
+    keeps_result = True
 
     def evaluate(self, z):
-        y = torch.tanh(z)
+        y = z.tanh_() if self.in_place else z.tanh()
         return y, (y,)
 
     def slope(self, saved, v):
@@ -110,9 +120,10 @@ class Sigmoid(Activation):
     """``1 / (1 + exp(-z))``: ``phi' = y (1 - y)``, ``phi'' / phi' = 1 - 2 y``."""
 
     meets_below = True
+    keeps_result = True
 
     def evaluate(self, z):
-        y = torch.sigmoid(z)
+        y = z.sigmoid_() if self.in_place else z.sigmoid()
         return y, (y,)
 
     def slope(self, saved, v):

@@ -4,6 +4,8 @@ They couple a sample's outputs only, and are small next to the network: plain Py
 target is the node's only parameter and gets no gradient.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,24 +25,27 @@ class CrossEntropy(Rule):
         (y,) = inputs
         t = class_weights(parameters[0], y)
         logarithms = torch.log_softmax(y, 1)
-        positions = y[0, 0].numel() if len(y) else 1
-        losses = (t * logarithms).flatten(1).sum(1).div(-positions)  # [B]
-        total = t.sum(1, keepdim=True)
-        return losses, (logarithms.exp(), t, total, positions)
+        losses = (t * logarithms).flatten(1).sum(1)  # [B]
+        p = logarithms.exp_()
+        positions = math.prod(y.shape[2:])
+        weighted = p * t.sum(1, keepdim=True)
+        if positions > 1:
+            losses, t, weighted = losses / positions, t / positions, weighted / positions
+        return -losses, (p, weighted, weighted - t)
 
     def pull(self, saved, parameters, u):
-        p, t, total, positions = saved
-        return (seed(u, p) * ((total * p - t) / positions),)
+        _, _, gradient = saved
+        return (seed(u, gradient) * gradient,)
 
     def push(self, saved, parameters, xdots):
-        p, t, total, positions = saved
-        return (xdots[0] * ((total * p - t) / positions)).flatten(2).sum(2)
+        _, _, gradient = saved
+        return (xdots[0] * gradient).flatten(2).sum(2)
 
     def curvature(self, saved, parameters, u, xdots, gradients):
-        p, _, total, positions = saved
+        p, weighted, _ = saved
         (v,) = xdots
         centred = v - (p * v).sum(2, keepdim=True)  # [K, B, C, ...]
-        return ((seed(u, p) * (total * p / positions) * centred).sum(0),)
+        return (dot_stacks(seed(u, p) * weighted, centred),)
 
 
 class MeanSquaredError(Rule):
