@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu/capability.h"
+#include "cpu/mlp.h"
 
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Compiled kernels of gradreg_fast; the operations are in torch.ops.gradreg_fast.";
@@ -10,5 +11,7 @@ PYBIND11_MODULE(_C, module) {
     module.def(
         "lanes", [](int element_size) { return gradreg_fast::lanes(gradreg_fast::cpu_capability(), element_size); },
         "Numbers in a register of this processor.");
+    module.def("serves_plain", &gradreg_fast::serves_plain,
+               "Whether products read a weight with so many inputs as it is.");
     module.attr("compiler") = __VERSION__;
 }

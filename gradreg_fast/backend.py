@@ -111,13 +111,14 @@ def register_fakes(module: ModuleType) -> None:
 
     @ops.register_fake("gradreg_fast::mlp_forward_pull")
     def forward_pull(x, cotangent, target, offset, weights, biases, kinds, settings, loss, stack, unit_seed, keep):
-        lanes, panel = module.lanes(x.element_size()), 256 // x.element_size()
+        size = x.element_size()
+        lanes = module.lanes(size)
         B, count = x.shape[0], 0
         for weight in weights:
             n, d = weight.shape
             width = -(-n // lanes) * lanes
             padded = -(-d // lanes) * lanes
-            count += (n * padded if padded != d or d > panel else 0) + d * width + width
+            count += (0 if module.serves_plain(d, lanes, size) else n * padded) + d * width + width
             count += B * (1 + stack) * width if keep else 0
         y, g = x.new_empty(B, len(weights[-1])), x.new_empty(stack, *x.shape)
         return y, g, x.new_empty(B), x.new_empty(count)

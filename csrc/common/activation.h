@@ -16,7 +16,7 @@
 
 namespace gradreg_fast {
 
-// The order is that of `KINDS` in gradreg_fast/fuse.py.
+// The order is that of `KINDS` in gradreg_fast/mlp.py.
 enum class Kind : int { Identity, ReLU, LeakyReLU, Softplus, Tanh, Sigmoid, SiLU, GELU, GELUTanh, Sine, Count };
 
 // Two settings a layer: LeakyReLU's negative slope; Softplus's beta and threshold; Sine's frequency.

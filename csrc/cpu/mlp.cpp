@@ -76,13 +76,6 @@ struct Network {
     int64_t element_size() const { return type == ScalarType::Float ? 4 : 8; }
 };
 
-// Whether a product may read a weight as it is: rows of whole registers that are not a multiple of a kilobyte apart,
-// since such would evict one another from the first-level cache, or that are no wider than a panel.
-bool serves_plain(int64_t inputs, int64_t lanes, int64_t element_size) {
-    const int64_t bytes = inputs * element_size;
-    return inputs % lanes == 0 && (bytes <= 256 || bytes % 1024 != 0);
-}
-
 // Where a layer's packed parameters and kept values are in one piece of memory.
 struct Places {
     std::vector<int64_t> weight, transposed, bias, state, cotangent;  // -1: not there

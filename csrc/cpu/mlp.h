@@ -16,6 +16,12 @@ namespace gradreg_fast {
 
 constexpr int64_t max_depth = 64;
 
+// Whether a product may read a weight as it is: rows of whole registers that are not a multiple of a kilobyte apart,
+// since such would evict one another from the first-level cache, or that are no wider than a panel.
+constexpr bool serves_plain(int64_t inputs, int64_t lanes, int64_t element_size) {
+    return inputs % lanes == 0 && (inputs * element_size <= 256 || inputs * element_size % 1024 != 0);
+}
+
 // A loss on top of the network, each sample's own. Its gradient in y is the cotangent. The order is that of `LOSSES` in
 // gradreg_fast/mlp.py.
 enum class Loss : int { None, CrossEntropy, MeanSquare, Logistic, Count };
