@@ -1,9 +1,6 @@
 """Frobenius norms of ReLU networks from their active units, by compiled kernels: against autograd and PyTorch lines."""
 
 import copy
-import os
-import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
@@ -14,6 +11,7 @@ import gradreg_fast
 from gradreg_fast import active, functional, ops, planner
 from gradreg_fast.backend import library
 from gradreg_fast.engine import linearize
+from tests.csrc import agreement
 from tests.parity import assert_parity, evaluate, jacobian_sqnorm
 
 pytestmark = pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}")
@@ -315,13 +313,4 @@ def test_wrong_arguments_are_named(change, message):
 @pytest.mark.parametrize("capability", ["baseline", "avx2"])
 def test_lesser_processors(capability):
     """The comparisons with autograd again, in a process that is told to use fewer instructions."""
-    if os.environ.get("GRADREG_FAST_CPU_CAPABILITY"):
-        pytest.skip("already in that process")
-    selected = ["-p", "no:cacheprovider", __file__, "-k", "autograd or eager or kind_of"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", *selected],
-        env={**os.environ, "GRADREG_FAST_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
+    agreement.assert_passes_on(capability, [__file__], "autograd or eager or kind_of")

@@ -1,8 +1,5 @@
 """Convolution blocks by compiled kernels: what the tests of the rules, which run with both backends, leave out."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -238,13 +235,5 @@ def test_wrong_arguments_of_the_pull_are_named(change, message):
 @pytest.mark.parametrize("capability", ["baseline", "avx2"])
 def test_lesser_processors(capability):
     """The comparisons with PyTorch again, in a process that is told to use fewer instructions."""
-    if os.environ.get("GRADREG_FAST_CPU_CAPABILITY"):
-        pytest.skip("already in that process")
-    files, chosen = (__file__, Path(__file__).parents[1] / "test_precision.py"), "against_pytorch or convolutional"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", chosen],
-        env={**os.environ, "GRADREG_FAST_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
+    files = [__file__, Path(__file__).parents[1] / "test_precision.py"]
+    agreement.assert_passes_on(capability, files, "against_pytorch or convolutional")

@@ -1,8 +1,5 @@
 """The compiled MLP sweeps against the PyTorch lines and autograd: every size, activation and wanted gradient."""
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
@@ -321,12 +318,4 @@ def test_wrong_arguments_are_named(change, message):
 @pytest.mark.parametrize("capability", ["baseline", "avx2"])
 def test_lesser_processors(capability):
     """The comparisons with PyTorch again, in a process that is told to use fewer instructions."""
-    if os.environ.get("GRADREG_FAST_CPU_CAPABILITY"):
-        pytest.skip("already in that process")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", "against_pytorch"],
-        env={**os.environ, "GRADREG_FAST_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
+    agreement.assert_passes_on(capability, [__file__], "against_pytorch")
