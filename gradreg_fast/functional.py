@@ -4,7 +4,9 @@ All are called ``penalty(model, x, ...)`` and return ``(y, penalty)``, so that t
 The penalty is the plain quantity of each sample, with no hidden weight or half, reduced over the batch by `reduction`:
 ``"mean"``, ``"sum"`` or ``"none"`` (shape ``[B]``). Where a sample has one output, it may be ``[B]`` or ``[B, 1]``.
 With the further argument ``save="recompute"`` those that are differentiated in closed form keep nothing for the
-backward pass and compute it again there (see `gradreg_fast.recompute`).
+backward pass and compute it again there (see `gradreg_fast.recompute`). Models with several inputs, keyword arguments
+or several results: with ``model_args``, ``model_kwargs``, ``output`` and a tuple or dictionary for x (see
+`gradreg_fast.signature.callable_with`); of the results `output` selects the y that is returned.
 With ``J = dy/dx`` of one sample and ``g = J^T 1``:
 
     >>> import torch, gradreg_fast
@@ -25,6 +27,7 @@ from gradreg_fast.engine import Linearization
 from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, Softmax
 from gradreg_fast.rules.opaque import Opaque
+from gradreg_fast.signature import Bound, callable_with
 
 _LOSSES = {"cross_entropy": CrossEntropy(), "mse": MeanSquaredError(), "bce_with_logits": BinaryCrossEntropy()}
 _SOFTMAX = Softmax()
@@ -48,6 +51,7 @@ PENALTIES = (
 
 
 @recomputable
+@callable_with()
 def double_backprop(
     model: nn.Module,
     x: Tensor,
@@ -93,6 +97,7 @@ def double_backprop(
 
 
 @recomputable
+@callable_with()
 def jacobian_frobenius(
     model: nn.Module,
     x: Tensor,
@@ -120,6 +125,7 @@ def jacobian_frobenius(
 
 
 @recomputable
+@callable_with()
 def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """Squared Frobenius norm of an encoder's Jacobian, ``||dh/dx||_F^2``: Rifai et al. 2011, equation 1.
 
@@ -135,6 +141,7 @@ def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[T
 
 
 @recomputable
+@callable_with()
 def jacobian_softmax(
     model: nn.Module,
     x: Tensor,
@@ -163,6 +170,7 @@ def jacobian_softmax(
 
 
 @recomputable
+@callable_with()
 def spectral_projection(
     model: nn.Module, x: Tensor, generator: torch.Generator | None = None, reduction: str = "mean"
 ) -> tuple[Tensor, Tensor]:
@@ -186,6 +194,7 @@ def spectral_projection(
 
 
 @recomputable
+@callable_with()
 def gradient_penalty(
     model: nn.Module, x: Tensor, centre: float = 1.0, one_sided: bool = False, reduction: str = "mean"
 ) -> tuple[Tensor, Tensor]:
@@ -234,6 +243,7 @@ def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = 
 
 
 @recomputable
+@callable_with()
 def dragan(
     model: nn.Module,
     x: Tensor,
@@ -265,6 +275,7 @@ def dragan(
 
 
 @recomputable
+@callable_with()
 def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """Squared norm of the critic's gradient at real samples, ``||g||^2``: Mescheder et al. 2018 (arXiv:1801.04406).
 
@@ -284,6 +295,7 @@ def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
 
 
 @recomputable
+@callable_with()
 def r2(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """`r1` at generated samples: Mescheder et al. 2018 (arXiv:1801.04406), equation 10 without its half.
 
@@ -299,12 +311,14 @@ def r2(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
 
 
 @recomputable
+@callable_with()
 def r1_r2(
     model: nn.Module, real: Tensor, fake: Tensor, reduction: str = "mean"
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """`r1` at real and `r2` at generated samples, added, in one pass: Huang et al. 2024 (R3GAN, arXiv:2501.05441).
 
-    A critic with batch statistics sees the two batches one after the other.
+    A critic with batch statistics, or with further tensors for arguments (the same for both), sees the two batches one
+    after the other.
 
     Args:
         model: the critic; returns one output a sample.
@@ -321,7 +335,7 @@ def r1_r2(
     if real.shape[1:] != fake.shape[1:]:
         raise ValueError(f"fake must have samples shaped like real's {tuple(real.shape[1:])}, got {tuple(fake.shape)}")
     graph, _ = ops.prepare(model, real)
-    if graph.couples_samples:
+    if graph.couples_samples or (isinstance(model, Bound) and model.given):
         y_real, first = _one_output_sqnorm(model, real)
         y_fake, second = _one_output_sqnorm(model, fake)
     else:
@@ -334,6 +348,7 @@ def r1_r2(
 
 
 @recomputable
+@callable_with()
 def eikonal(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """``(||g|| - 1)^2``, which a signed distance satisfies with zero: Gropp et al. 2020 (arXiv:2002.10099), equation 2.
 
@@ -348,6 +363,7 @@ def eikonal(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tenso
     return gradient_penalty(model, x, 1.0, reduction=reduction)
 
 
+@callable_with()
 def jacobian_spectral_norm(
     model: nn.Module,
     x: Tensor,
@@ -403,6 +419,7 @@ def jacobian_spectral_norm(
 
 
 @recomputable
+@callable_with()
 def gradient_matching(
     model: nn.Module, x: Tensor, target_gradient: Tensor, reduction: str = "mean"
 ) -> tuple[Tensor, Tensor]:
@@ -441,6 +458,7 @@ def gradient_matching(
     return y, reduced(distances, reduction)
 
 
+@callable_with()
 def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """Negative entropy of the predicted distribution, ``sum_c p_c log p_c``: Pereyra et al. 2017 (arXiv:1701.06548).
 
@@ -455,6 +473,7 @@ def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> 
         y, and the penalty.
     """
     check_reduction(reduction)
+    ops.check_model(model)
     ops.check_floating(x, "x")
     y = model(x)
     logarithms = torch.log_softmax(y, 1)
