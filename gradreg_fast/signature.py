@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial, wraps
+from functools import cached_property, wraps
 
 import torch
 from torch import Tensor, nn
+
+from gradreg_fast.rules.part import Part
 
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.memory_format)
 
@@ -48,12 +50,12 @@ class Signature:
             return None
 
     @cached_property
-    def parts(self) -> list[Callable[[Tensor], Tensor]]:
+    def parts(self) -> list[Part]:
         """What makes each differentiated tensor from ``[rows, elements of all]``; empty if there is only one."""
         starts = [0]
         for shape in self.shapes:
             starts.append(starts[-1] + shape.numel())
-        return [partial(_part, start=start, shape=shape) for start, shape in zip(starts, self.shapes, strict=False)]
+        return [Part(start, shape) for start, shape in zip(starts, self.shapes, strict=False)]
 
     def call(self, model: Callable, differentiated: Sequence, given: Sequence) -> object:
         """``model(*args, **kwargs)`` with these in the places of the tensors, and what counts of its result."""
@@ -239,7 +241,3 @@ def _frozen(nested: object) -> object:
     if type(nested) is dict:
         return dict, tuple((key, _frozen(member)) for key, member in nested.items())
     raise TypeError
-
-
-def _part(rows: Tensor, start: int, shape: torch.Size) -> Tensor:
-    return rows[:, start : start + shape.numel()].reshape(len(rows), *shape)

@@ -21,8 +21,7 @@ from gradreg_fast.fuse import fuse
 from gradreg_fast.graph import Given, Graph, Node, PlainValue, Reweighted, Slot, Upstream, slot_of
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.rules.registry import FUNCTIONS, MODULES, Call, Parameter, Plain, Value, collect, fill
-from gradreg_fast.rules.shape import LinearMap
-from gradreg_fast.signature import Signature, substituted
+from gradreg_fast.signature import Signature
 from gradreg_fast.snapshot import has_hooks, reweighted
 
 _converting = threading.RLock()  # fx patches `nn.Module` for the whole process while it traces
@@ -241,14 +240,14 @@ class _Converter:
         if len(values) != 1 or any(True for kind in (Parameter, Plain) for _ in collect(kind, output)):
             raise Untraceable("it must return one tensor that depends on its input")
         (value,) = values
-        structure = None if output is value else substituted(output, lambda member: member, object)
+        structure = None if output is value else _ordinary(output)
         return Graph(tuple(self.nodes), tuple(self.slot_list), value.index, value.index, structure)
 
     def differentiated(self) -> list[Value]:
         """The input, or its parts."""
         parts = self.root.signature.parts
         for i, part in enumerate(parts):
-            self.nodes.append(Node(f"input_{i}", LinearMap(part), (0,)))
+            self.nodes.append(Node(f"input_{i}", part, (0,)))
         return [Value(i + 1) for i in range(len(parts))] or [Value(0)]
 
     def given(self) -> list[Parameter]:
@@ -283,6 +282,8 @@ class _Converter:
         keywords = _replace(node.kwargs, self.environment)
         if node.target is operator.getitem and type(arguments[0]) is list:
             return arguments[0][arguments[1]]
+        if hasattr(node.target, "_fields"):
+            return node.target(*arguments, **keywords)
         if self.is_size(node):
             return self.plain(node, arguments, keywords)
         if not any(True for _ in collect(Value, (arguments, keywords))):
@@ -462,6 +463,18 @@ class _Converter:
 
 def _replace(nested, environment: dict):
     return fx.node.map_aggregate(nested, lambda item: environment[item] if isinstance(item, fx.Node) else item)
+
+
+def _ordinary(nested):
+    """Lists and dictionaries that may be changed, in the places of those of fx, which may not."""
+    if isinstance(nested, dict):
+        return {key: _ordinary(member) for key, member in nested.items()}
+    if isinstance(nested, list):
+        return [_ordinary(member) for member in nested]
+    if isinstance(nested, tuple):
+        members = map(_ordinary, nested)
+        return type(nested)(*members) if hasattr(nested, "_fields") else tuple(members)
+    return nested
 
 
 def _callable(node: fx.Node) -> Callable:

@@ -69,7 +69,7 @@ def evaluate(quantity, model, tensors, seed=0):
     torch.manual_seed(seed)
     values = flat(quantity(model, *leaves))
     groups = {"values": {str(i): value.detach().clone() for i, value in enumerate(values)}}
-    groups["buffers"] = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    groups["buffers"] = {name: buffer.clone() * 1 for name, buffer in model.named_buffers()}  # flags as numbers
     generator = torch.Generator().manual_seed(seed)
     terms = []
     for value in values:

@@ -357,7 +357,7 @@ def each(setting, dims: int) -> list[int]:
 
 
 def collect(kind: type, nested):
-    """All objects of one type in nested tuples, lists and dictionaries."""
+    """All objects of one type in nested tuples, lists, slices and dictionaries."""
     if isinstance(nested, kind):
         yield nested
     elif isinstance(nested, (tuple, list)):
@@ -365,12 +365,16 @@ def collect(kind: type, nested):
             yield from collect(kind, member)
     elif isinstance(nested, dict):
         yield from collect(kind, list(nested.values()))
+    elif isinstance(nested, slice):
+        yield from collect(kind, [nested.start, nested.stop, nested.step])
 
 
 def fill(nested, values: dict):
-    """Nested tuples, lists and dictionaries with each key of `values` replaced."""
+    """Nested tuples, lists, slices and dictionaries with each key of `values` replaced."""
     if isinstance(nested, (tuple, list)):
         return type(nested)(fill(member, values) for member in nested)
     if isinstance(nested, dict):
         return {key: fill(member, values) for key, member in nested.items()}
+    if isinstance(nested, slice):
+        return slice(*(fill(member, values) for member in (nested.start, nested.stop, nested.step)))
     return values[nested] if isinstance(nested, (Value, Parameter, Plain)) else nested

@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 
 import gradreg_fast
+from gradreg_fast.convert import graph_of
 from tests.parity import assert_primitives, is_opaque, opaque_reasons
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -63,7 +64,7 @@ def test_in_the_middle(make, outputs):
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "functions of parameters"])
 def test_the_rest_keeps_its_rules(name):
-    graph = gradreg_fast.convert.graph_of(around(LAYERS[name]()))
+    graph = graph_of(around(LAYERS[name]()))
     rules = [type(node.rule).__name__ for node in graph.nodes if node]
     assert rules.count("Linear") >= 2
     assert "Tanh" in rules
