@@ -64,10 +64,13 @@ class Converted:
         plainly = super().forward
         if not torch.is_grad_enabled() or _left_to_autograd():
             return plainly(*args, **kwargs)
-        try:
-            signature, x, given = bind(args, kwargs, _requires_gradient)
-        except ValueError:  # several inputs that are no one batch
-            return _in_pieces(self, plainly, args, kwargs)
+        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            signature, x, given = ONE_TENSOR, args[0] if _requires_gradient(args[0]) else None, ()
+        else:
+            try:
+                signature, x, given = bind(args, kwargs, _requires_gradient)
+            except ValueError:  # several inputs that are no one batch
+                return _in_pieces(self, plainly, args, kwargs)
         if x is None or x.dim() == 0:
             return plainly(*args, **kwargs)
         graph = graph_of(original_of(self), signature, hooks=False)

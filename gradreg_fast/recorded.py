@@ -28,6 +28,7 @@ from gradreg_fast.context import (
 )
 from gradreg_fast.engine import Terms, linearize
 from gradreg_fast.graph import Graph
+from gradreg_fast.mlp import HALVES, kernel_for
 from gradreg_fast.planner import adjoints_are_cotangents
 from gradreg_fast.rules.base import elements, per_sample
 
@@ -43,6 +44,10 @@ def recorded(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Tenso
     Returns:
         y.
     """
+    mlp = kernel_for(graph, x, tensors)
+    if mlp is not None and mlp.outputs(tensors) == 1 and x.dtype not in HALVES:
+        y, _ = _OneOutput.apply(mlp, mlp.rows(x), *tensors)
+        return mlp.returned(y)
     graph = with_blocks(graph, x, tensors)
     with untouched_on_error(graph, tensors):
         y, _ = _Value.apply(graph, wanted_now(tensors), x, *tensors)
@@ -172,3 +177,40 @@ def _handed(value_node, graph: Graph) -> Handed:
         x_wanted, *wanted = requested(value_node, 2)
         value_node.handed[task] = Handed(Terms(graph, tuple(wanted), x_wanted), [])
     return value_node.handed[task]
+
+
+class _OneOutput(torch.autograd.Function):
+    """y ``[B, 1]`` and its input gradient ``[B, d]``, of a fully connected network by compiled kernels.
+
+    Samples do not meet, so that ``J^T c`` is each sample's gradient times its c: an ordinary product of the second
+    result, whose backward pass comes back here.
+    """
+
+    @staticmethod
+    def forward(ctx, mlp, x, *tensors):
+        ctx.set_materialize_grads(False)
+        y, g, _, kept = mlp.forward_pull(x, None, None, tensors, 1, keep=True)
+        g = g[0]
+        ctx.mlp, ctx.is_tensor = mlp, [False, True, *(tensor is not None for tensor in tensors)]
+        ctx.save_for_backward(x, kept, g, *(tensors[slot] for slot in mlp.weights))
+        return y, g
+
+    @staticmethod
+    def backward(ctx, ybar, gbar):
+        x_wanted, *wanted = requested(ctx, 1)
+        pull = torch.is_grad_enabled() and gbar is None and x_wanted
+        xbar = ctx.saved_tensors[2] * ybar if pull else None
+        totals = [None] * len(wanted)
+        if not pull or any(wanted):
+            last, _, *totals = closed_form(partial(_one_output_adjoint, (x_wanted and not pull, False, *wanted)))(
+                ctx, ybar, gbar
+            )
+            xbar = xbar if pull else last
+        return None, xbar, *totals
+
+
+def _one_output_adjoint(wanted: Sequence[bool], ctx, ybar: Tensor | None, gbar: Tensor | None) -> list[Tensor | None]:
+    """Sweeps 3 and 4: the gradients of x, of the cotangent that is none, and of the slots."""
+    x, kept, _, *weights = ctx.saved_tensors
+    adjoints = ybar, None if gbar is None else gbar.unsqueeze(0), None
+    return ctx.mlp.push_adjoint(x, None, None, kept, weights, 1, adjoints, wanted)

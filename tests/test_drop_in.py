@@ -192,7 +192,7 @@ CLOSED = set(MODELS) - {"nothing with a rule", "checkpointed region", "control f
 @pytest.mark.parametrize("name", sorted(CLOSED - {"hooks"}))
 def test_the_closed_form_is_used(name):
     y = convert(MODELS[name]())(torch.randn(3, 4, requires_grad=True))
-    assert type(y.grad_fn).__name__ == "_ValueBackward"
+    assert type(y.grad_fn).__name__ in ("_ValueBackward", "_OneOutputBackward")
 
 
 @pytest.mark.parametrize("make", [ControlFlow, Region])
