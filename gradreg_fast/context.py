@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import wraps
 
 import torch
 from torch import Tensor
 
 from gradreg_fast.engine import Linearization
-from gradreg_fast.graph import Graph
 from gradreg_fast.rules.base import is_channels_last
 
 TWICE = (
@@ -80,23 +77,6 @@ def _executes(node) -> bool:
 def laid_out_like(result: Tensor, x: Tensor) -> Tensor:
     """The result contiguous, unless x has its channels last: the rules choose their own layouts inside."""
     return result if is_channels_last(x) else result.contiguous()
-
-
-@contextmanager
-def untouched_on_error(graph: Graph, tensors: list) -> Iterator[None]:
-    """Undo what a forward did to buffers and random states if bad input is noticed only after it."""
-    buffers = [tensors[slot] for slot in graph.updated] if graph.whole is None else graph.whole.buffers()
-    before = [(buffer, buffer.clone()) for buffer in buffers]
-    state = torch.get_rng_state() if graph.draws else None
-    try:
-        yield
-    except Exception:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
-        if state is not None:
-            torch.set_rng_state(state)
-        raise
 
 
 def save(ctx, arguments: tuple, *state) -> None:

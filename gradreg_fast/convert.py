@@ -16,6 +16,7 @@ from gradreg_fast.rules.registry import Value
 from gradreg_fast.signature import ONE_TENSOR, Signature, bind, substituted
 from gradreg_fast.snapshot import Snapshot
 from gradreg_fast.tracing import Untraceable, trace, with_parameters
+from gradreg_fast.undo import undone_on_error
 
 MOST_GRAPHS = 16  # of one model: a graph for each form of call
 
@@ -59,6 +60,7 @@ class Converted:
 
     __slots__ = ()
 
+    @undone_on_error
     def forward(self, *args, **kwargs) -> object:
         """The model's result."""
         plainly = super().forward
@@ -75,10 +77,11 @@ class Converted:
             return plainly(*args, **kwargs)
         graph = graph_of(original_of(self), signature, hooks=False)
         if graph.whole:
+            graph.tensors(x, given)  # remembers the buffers
             return _in_pieces(self, plainly, args, kwargs)
         if not graph.has_rules:
             return plainly(*args, **kwargs)
-        y = recorded(graph, x, graph.tensors(given))
+        y = recorded(graph, x, graph.tensors(x, given))
         return y if graph.structure is None else substituted(graph.structure, lambda value: y, Value)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
@@ -176,7 +179,7 @@ def whole(model: nn.Module, signature: Signature, reason: str, plainly: nn.Modul
     def direct(x, tensors):
         return call(reference(), x, tensors[len(names) :])
 
-    rule = WholeModel(function, direct, lambda: reference().buffers(), f"{type(model).__name__}: {reason}")
+    rule = WholeModel(function, direct, f"{type(model).__name__}: {reason}")
     return whole_model(model, rule, names, signature.given)
 
 

@@ -28,6 +28,7 @@ from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, Softmax
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.signature import Bound, callable_with
+from gradreg_fast.undo import remember
 
 _LOSSES = {"cross_entropy": CrossEntropy(), "mse": MeanSquaredError(), "bce_with_logits": BinaryCrossEntropy()}
 _SOFTMAX = Softmax()
@@ -268,6 +269,7 @@ def dragan(
         y at the points, and the penalty.
     """
     ops.check_floating(x, "x")
+    remember((), x.device if generator is None else None)
     noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
     spread = x.detach().std(correction=0) if x.numel() else 0.0
     points = x.detach() + scale * spread * noise
@@ -475,6 +477,7 @@ def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> 
     check_reduction(reduction)
     ops.check_model(model)
     ops.check_floating(x, "x")
+    remember((model.model if isinstance(model, Bound) else model).buffers(), x.device)
     y = model(x)
     logarithms = torch.log_softmax(y, 1)
     return y, reduced((logarithms.exp() * logarithms).flatten(1).sum(1), reduction)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradreg_fast.rules.base import Rule
 from gradreg_fast.rules.merge import Dropout
 from gradreg_fast.rules.opaque import Opaque
+from gradreg_fast.undo import remember
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class Graph:
         slots: the parameters and buffers of all nodes, each once, the further arguments, and what is made of these.
         output: the value that the network returns.
         seed: the value whose cotangent is given: the output, or a head on top of it (loss, softmax).
+        changing: the modules whose buffers a forward may change, beside the slots that nodes say they update.
         structure: what the model returns, with a `Value` in the place of the output; None for the output itself.
         plans: the planner's memory.
     """
@@ -120,13 +122,21 @@ class Graph:
     slots: tuple[Slot | Given | Upstream, ...]
     output: int
     seed: int
+    changing: tuple[weakref.ref[nn.Module], ...] = ()
     structure: object = None
     plans: dict = field(default_factory=dict, compare=False, repr=False)
     _with_head: dict = field(default_factory=dict, compare=False, repr=False)
     _needs: dict = field(default_factory=dict, compare=False, repr=False)
 
-    def tensors(self, given: Sequence[Tensor] = ()) -> list[Tensor | None]:
-        """The slots' tensors, in the order of the slots; None in those that no node reads."""
+    def tensors(self, x: Tensor, given: Sequence[Tensor] = ()) -> list[Tensor | None]:
+        """The slots' tensors for a call, in the order of the slots; None in those that no node reads.
+
+        What the call may change is remembered, should it fail.
+        """
+        if self.updated or self.changing or self.draws:
+            updated = [self.slots[slot].tensor() for slot in self.updated]
+            buffers = [buffer for module in self.changing for buffer in module().buffers()]
+            remember([*updated, *buffers], x.device if self.draws else None)
         if self.only_attributes:
             return [slot.tensor() for slot in self.slots]
         values: list = []
@@ -190,7 +200,8 @@ class Graph:
     @cached_property
     def draws(self) -> bool:
         """Whether the forward may draw random numbers."""
-        return any(isinstance(node.rule, (Opaque, Dropout)) for node in self.nodes if node)
+        upstream = any(isinstance(slot, Upstream) for slot in self.slots)
+        return upstream or any(isinstance(node.rule, (Opaque, Dropout)) for node in self.nodes if node)
 
     @cached_property
     def released(self) -> list[list[int]]:
@@ -272,21 +283,19 @@ class WholeModel(Opaque):
     Args:
         function: as an `Opaque` has it, with leaves for parameters.
         direct: called as ``direct(x, tensors)`` with the graph's tensors, the model's own parameters first.
-        buffers: called without arguments; gives the model's buffers.
         reason: why.
     """
 
-    def __init__(self, function: Callable, direct: Callable, buffers: Callable, reason: str) -> None:
+    def __init__(self, function: Callable, direct: Callable, reason: str) -> None:
         super().__init__(function, reason)
         self.direct = direct
-        self.buffers = buffers
 
 
 def whole_model(model: nn.Module, rule: WholeModel, names: list[str], given: int) -> Graph:
     """The graph of one node that is the model itself, called with so many further arguments."""
     slots = (*(slot_of(model, name) for name in names), *map(Given, range(given)))
     nodes = (None, Node("model", rule, (0,), tuple(range(len(slots)))))
-    return Graph(nodes, slots, output=1, seed=1)
+    return Graph(nodes, slots, output=1, seed=1, changing=(weakref.ref(model),))
 
 
 def slot_of(module: nn.Module, name: str) -> Slot:

@@ -23,7 +23,6 @@ from gradreg_fast.context import (
     requested,
     restore,
     save,
-    untouched_on_error,
     wanted_now,
 )
 from gradreg_fast.convert import graph_of
@@ -103,10 +102,10 @@ def prepare(model: nn.Module, x: Tensor, head: Rule | None = None, *targets: Ten
         raise ValueError("x must be a batch [B, ...], got a scalar")
     if isinstance(model, Bound):
         graph = graph_of(model.model, model.signature)
-        tensors = graph.tensors(model.given)
+        tensors = graph.tensors(x, model.given)
     else:
         graph = graph_of(model)
-        tensors = graph.tensors()
+        tensors = graph.tensors(x)
     if graph.structure is not None:
         got = type(graph.structure).__name__
         raise TypeError(f"model must return one tensor, or output= select one; got {got}")
@@ -129,12 +128,11 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
         return mlp.value_and_vjp(x, given, tensors)
     graph = with_blocks(graph, x, tensors)
     wanted = wanted_now(tensors)
-    with untouched_on_error(graph, tensors):
-        if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
-            y, linearization = linearize(graph, x, tensors)
-            g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
-            return laid_out_like(y, x), laid_out_like(x.new_zeros(1, *x.shape) if g is None else g, x)
-        return _ValueAndVjp.apply(graph, wanted, cotangent if given is None else None, x, given, *tensors)
+    if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
+        y, linearization = linearize(graph, x, tensors)
+        g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
+        return laid_out_like(y, x), laid_out_like(x.new_zeros(1, *x.shape) if g is None else g, x)
+    return _ValueAndVjp.apply(graph, wanted, cotangent if given is None else None, x, given, *tensors)
 
 
 def sqnorm(
@@ -160,11 +158,10 @@ def sqnorm(
         return mlp.value_and_sqnorm(x, cotangents.draw(mlp.output_shape(x, tensors), x), None, tensors)
     graph = with_blocks(graph, x, tensors)
     wanted = wanted_now(tensors)
-    with untouched_on_error(graph, tensors):
-        if not (any(wanted) or differentiable(x)):
-            y, linearization = linearize(graph, x, tensors)
-            return laid_out_like(y, x), _norms(linearization, cotangents, one_output, None)[0]
-        return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, x, *tensors)
+    if not (any(wanted) or differentiable(x)):
+        y, linearization = linearize(graph, x, tensors)
+        return laid_out_like(y, x), _norms(linearization, cotangents, one_output, None)[0]
+    return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, x, *tensors)
 
 
 def jacobian_distance(graph: Graph, tensors: list, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -328,7 +325,7 @@ def by_autograd(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
         y, g ``[K, B, ...]`` and the linearization.
     """
     keep = torch.is_grad_enabled()
-    with recording(), untouched_on_error(graph, tensors):
+    with recording():
         leaf = x if x.requires_grad else (x.clone() if x.is_inference() else x.detach()).requires_grad_()
         y = graph.whole.direct(leaf, tensors)
         record = Record([leaf], [], y)

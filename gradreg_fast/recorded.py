@@ -23,7 +23,6 @@ from gradreg_fast.context import (
     requested,
     restore,
     save,
-    untouched_on_error,
     wanted_now,
 )
 from gradreg_fast.engine import Terms, linearize
@@ -49,8 +48,7 @@ def recorded(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Tenso
         y, _ = _OneOutput.apply(mlp, mlp.rows(x), *tensors)
         return mlp.returned(y)
     graph = with_blocks(graph, x, tensors)
-    with untouched_on_error(graph, tensors):
-        y, _ = _Value.apply(graph, wanted_now(tensors), x, *tensors)
+    y, _ = _Value.apply(graph, wanted_now(tensors), x, *tensors)
     return y
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gradreg_fast.rules.part import Part
+from gradreg_fast.undo import undone_on_error
 
+NONE: tuple = ()
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.memory_format)
 
 
@@ -113,10 +115,11 @@ def callable_with(gradient_like_x: bool = False) -> Callable:
         name = list(plain.parameters)[1]
 
         @wraps(function)
-        def wrapper(*args, output=None, model_args=(), model_kwargs=None, **kwargs):
+        @undone_on_error
+        def wrapper(*args, output=None, model_args=NONE, model_kwargs=None, **kwargs):
             x = args[1] if len(args) > 1 else kwargs.get(name)
             several = isinstance(x, (tuple, dict)) and not isinstance(x, torch.Size)
-            if output is None and not model_args and not model_kwargs and not several:
+            if output is None and model_args is NONE and model_kwargs is None and not several:
                 return function(*args, **kwargs)
             arguments = plain.bind(*args, **kwargs).arguments
             model, x = arguments.pop("model"), arguments.pop(name)
@@ -130,7 +133,7 @@ def callable_with(gradient_like_x: bool = False) -> Callable:
 
         further = [
             inspect.Parameter("output", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="object"),
-            inspect.Parameter("model_args", inspect.Parameter.KEYWORD_ONLY, default=(), annotation="tuple"),
+            inspect.Parameter("model_args", inspect.Parameter.KEYWORD_ONLY, default=NONE, annotation="tuple"),
             inspect.Parameter("model_kwargs", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="dict | None"),
         ]
         wrapper.__signature__ = plain.replace(parameters=[*plain.parameters.values(), *further])

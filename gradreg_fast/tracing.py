@@ -221,6 +221,7 @@ class _Converter:
         self.nodes: list[Node | None] = [None]
         self.slots: dict[tuple[int, str], int] = {}
         self.slot_list: list[Slot | Given | Upstream] = []
+        self.changing: list[weakref.ref[nn.Module]] = []
         self.environment: dict[fx.Node, object] = {}
         self.position: dict[fx.Node, int] = {}
 
@@ -241,7 +242,9 @@ class _Converter:
             raise Untraceable("it must return one tensor that depends on its input")
         (value,) = values
         structure = None if output is value else _ordinary(output)
-        return Graph(tuple(self.nodes), tuple(self.slot_list), value.index, value.index, structure)
+        return Graph(
+            tuple(self.nodes), tuple(self.slot_list), value.index, value.index, tuple(self.changing), structure
+        )
 
     def differentiated(self) -> list[Value]:
         """The input, or its parts."""
@@ -264,8 +267,10 @@ class _Converter:
         slot = slot_of(self.root, name)
         owner = slot.owner()
         if slot.attribute in reweighted(owner):
+            self.changing.append(slot.owner)
             return self.slot(Reweighted(slot.owner, slot.attribute))
         if parametrize.is_parametrized(owner, slot.attribute):  # looking it up may change buffers
+            self.changing.append(slot.owner)
             return self.slot(slot)
         tensor = slot.tensor()
         if tensor is None:
@@ -319,6 +324,7 @@ class _Converter:
         if node.op != "call_module":
             return _callable(node)
         reference = weakref.ref(self.root.get_submodule(node.target))
+        self.changing.append(reference)
         return lambda *arguments, **keywords: reference()(*arguments, **keywords)
 
     def is_size(self, node: fx.Node) -> bool:
@@ -356,6 +362,7 @@ class _Converter:
         own = [self.parameter(f"{node.target}.{name}") for name in names]
         reason = f"{type(module).__name__}: {reason or 'no rule'}"
         reference = weakref.ref(module)
+        self.changing.append(reference)
 
         def call(*arguments, own, **keywords):
             parameters = dict(zip(names, own, strict=True))
