@@ -436,3 +436,27 @@ def test_scripts_and_autocast_are_left_alone():
         y = convert(model)(x)
     assert y.dtype == torch.bfloat16
     assert type(y.grad_fn).__name__ != "_ValueBackward"
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_what_is_too_small_to_gain_is_left_to_autograd(outputs):
+    """From the second call on, unless a backend was chosen; and buffers are not updated twice."""
+    model, x = mlp(outputs), torch.randn(3, 4, requires_grad=True)
+    parametrizations.spectral_norm(model[0])
+    twin = copy.deepcopy(model)
+    with gradreg_fast.backend("auto"):
+        names = [type(convert(model)(x).grad_fn).__name__ for _ in range(3)]
+        assert names[0] in ("_ValueBackward", "_OneOutputBackward")
+        assert names[1] == names[2] == type(model(x).grad_fn).__name__
+        for _ in range(4):
+            twin(x)
+        assert_same_buffers(model, twin)
+        wide = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 1))
+        rows = torch.randn(64, 512, requires_grad=True)
+        names = [type(convert(wide)(rows).grad_fn).__name__ for _ in range(2)]
+        assert names[0] == names[1] != type(wide(rows).grad_fn).__name__
+
+
+def assert_same_buffers(model, twin):
+    for one, other in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(one, other)

@@ -16,10 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 import gradreg_fast
 from gradreg_fast import convert
+from gradreg_fast.backend import library
 from tests.parity import compare, evaluate, jacobian_sqnorm, recorded_gradient, value_and_vjp
 
 EXAMPLES = int(os.environ.get("GRADREG_FAST_EXAMPLES", "200"))
 SEED = int(os.environ.get("GRADREG_FAST_SEED", "0"))
+BACKENDS = ["torch", "cpp"] if library()[0] is not None else ["torch"]
 WIDTH = 4
 
 
@@ -214,15 +216,18 @@ QUANTITIES = [
 ]
 
 
-@settings(max_examples=EXAMPLES, derandomize=SEED == 0, report_multiple_bugs=False, phases=[Phase.generate])
+@settings(
+    max_examples=EXAMPLES, derandomize=SEED == 0, report_multiple_bugs=False, phases=[Phase.generate]
+)  # to shrink takes minutes
 @given(
     st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=5),
     st.lists(st.tuples(st.sampled_from(MUTATIONS), st.integers(0, 10**4)), min_size=1, max_size=4),
     st.integers(1, 3),
     st.lists(st.integers(0, len(QUANTITIES) - 1), min_size=5, max_size=5),
     st.integers(0, 10**6),
+    st.sampled_from(BACKENDS),
 )
-def test_no_difference_from_autograd(layers, mutations, outputs, quantities, seed):
+def test_no_difference_from_autograd(layers, mutations, outputs, quantities, seed, backend):
     torch.manual_seed(seed + SEED)
     model = nn.Sequential(*(LAYERS[name]() for name in layers), nn.Linear(WIDTH, outputs)).double()
     x, c = torch.randn(3, WIDTH, dtype=torch.float64), torch.randn(3, outputs, dtype=torch.float64)
@@ -234,4 +239,5 @@ def test_no_difference_from_autograd(layers, mutations, outputs, quantities, see
             expected = evaluate(oracle, model, [x, c], seed)
         except RuntimeError:  # autograd itself cannot: an activation changed in place what it needs
             continue
-        compare(evaluate(ours, model, [x, c], seed), expected)
+        with gradreg_fast.backend(backend):
+            compare(evaluate(ours, model, [x, c], seed), expected)
