@@ -93,12 +93,18 @@ def free_of_norms(model):
     ]
 
 
+def layers_of(model):
+    """All modules but those inside a parametrisation."""
+    inside = {part for lists in modules_of(model, parametrize.ParametrizationList) for part in lists.modules()}
+    return [module for module in model.modules() if module not in inside and type(module) is not nn.ModuleDict]
+
+
 def hook_forward(model, number):
-    pick([*model.modules()], number).register_forward_hook(lambda module, inputs, output: output * 1.5)
+    pick(layers_of(model), number).register_forward_hook(lambda module, inputs, output: output * 1.5)
 
 
 def hook_before(model, number):
-    pick([*model.modules()], number).register_forward_pre_hook(lambda module, inputs: (inputs[0] + 0.5,))
+    pick(layers_of(model), number).register_forward_pre_hook(lambda module, inputs: (inputs[0] + 0.5,))
 
 
 def hook_backward(model, number):
@@ -108,7 +114,7 @@ def hook_backward(model, number):
 
 
 def unhook(model, number):
-    for module in model.modules():
+    for module in layers_of(model):
         module._forward_hooks.clear()
         module._backward_hooks.clear()
         for key, hook in [*module._forward_pre_hooks.items()]:
@@ -150,7 +156,7 @@ def unparametrise(model, number):
 
 
 def switch_mode(model, number):
-    module = model if number % 3 == 0 else pick([*model.modules()], number)
+    module = model if number % 3 == 0 else pick(layers_of(model), number)
     module.train(not module.training)
 
 
