@@ -127,7 +127,7 @@ def sqnorm(
     With `one_output`, a seed with more than one element a sample is an error.
     """
     mlp = kernel_for(graph, x, tensors)
-    if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1:
+    if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1 and not mlp.prefers_gram(x, tensors):
         return mlp.value_and_sqnorm(x, None, None, tensors)
     if mlp is not None and isinstance(cotangents, RandomUnits):
         return mlp.value_and_sqnorm(x, cotangents.draw(mlp.output_shape(x, tensors), x), None, tensors)
