@@ -307,7 +307,7 @@ def adjoints_are_cotangents(linearization: Linearization) -> bool:
     return (
         graph.seed == graph.output
         and graph.curvature_free
-        and not graph.couples_samples
+        and not planner.couples_samples(linearization)
         and planner.width(linearization, graph.seed) == 1
         and planner.batch_stays_first(linearization)
     )

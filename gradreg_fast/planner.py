@@ -75,7 +75,7 @@ def candidates(linearization: Linearization, stack: int | None) -> list[Plan]:
     if stack is not None:
         return [_swept(linearization, graph.seed, bottom, graph.seed, stack) for bottom in bottoms]
     opaque = any(node and isinstance(node.rule, Opaque) for node in graph.nodes)
-    cuts = [graph.seed] if graph.couples_samples or opaque else graph.cuts
+    cuts = [graph.seed] if couples_samples(linearization) or opaque else graph.cuts
     tops = [graph.seed] if last is None else [graph.seed, last]
     plans = [
         _swept(linearization, cut, bottom, top, width(linearization, cut))
@@ -94,6 +94,14 @@ def batch_stays_first(linearization: Linearization) -> bool:
         shape[:1] == shapes[0][:1] and all(len(node.inputs) == 1 or len(shapes[j]) == len(shape) for j in node.inputs)
         for node, shape in zip(graph.nodes, shapes, strict=True)
         if node and node.inputs
+    )
+
+
+def couples_samples(linearization: Linearization) -> bool:
+    """Whether some sample's output may depend on another sample."""
+    shapes = linearization.shapes
+    return any(
+        node.rule.couples(len(shapes[node.inputs[0]])) for node in linearization.graph.nodes if node and node.inputs
     )
 
 
