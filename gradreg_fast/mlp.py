@@ -94,6 +94,14 @@ class Mlp:
         """Of what the network returns."""
         return _through(self.after, x.new_empty(len(x), len(tensors[self.weights[-1]]), device="meta")).shape
 
+    def rows(self, x: Tensor) -> Tensor:
+        """The input as ``[B, d]``."""
+        return _through(self.before, x)
+
+    def returned(self, y: Tensor) -> Tensor:
+        """The output ``[B, n]`` as the network returns it."""
+        return _through(self.after, y)
+
     def value_and_vjp(
         self, x: Tensor, cotangent: Tensor | None, tensors: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor]:

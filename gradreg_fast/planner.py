@@ -105,6 +105,18 @@ def couples_samples(linearization: Linearization) -> bool:
     )
 
 
+def adjoints_are_cotangents(linearization: Linearization) -> bool:
+    """Whether each sample has one output, piecewise linear in that sample alone: adjoints are cotangents, scaled."""
+    graph = linearization.graph
+    return (
+        graph.seed == graph.output
+        and graph.curvature_free
+        and not couples_samples(linearization)
+        and width(linearization, graph.seed) == 1
+        and batch_stays_first(linearization)
+    )
+
+
 def width(linearization: Linearization, value: int) -> int:
     """Elements a sample has of this value."""
     return math.prod(linearization.shapes[value][1:])
