@@ -173,7 +173,7 @@ def _image_shape(node: Node, x: Shape, tensors: Sequence[Tensor | None]) -> Shap
     rule = node.rule
     if isinstance(rule, (Activation, Add, Affine, Dropout, BatchNormEval, BatchNormTrain)):
         return x
-    if isinstance(rule, Conv) and len(x) == 4:
+    if type(rule) is Conv and len(x) == 4:
         outputs, _, *kernel = tensors[node.slots[0]].shape
         spans = [step * (size - 1) + 1 for step, size in zip(rule.dilation, kernel, strict=True)]
         windows = Windows(tuple(spans), tuple(rule.stride), tuple(rule.padding))

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from gradreg_fast import ops
 from gradreg_fast.engine import Linearization
 from gradreg_fast.recompute import recomputable
-from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, Softmax
+from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from gradreg_fast.rules.opaque import Opaque
+from gradreg_fast.rules.softmax import Softmax
 from gradreg_fast.signature import Bound, callable_with
 from gradreg_fast.undo import remember
 

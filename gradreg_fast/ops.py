@@ -152,7 +152,7 @@ def sqnorm(
         y, g, linearization = by_autograd(graph, tensors, x, cotangents)
         return y, elements(g).square().sum((0, 2), dtype=contraction.accumulation_dtype(linearization))
     mlp = kernel_for(graph, x, tensors)
-    if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1:
+    if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1 and not mlp.prefers_gram(x, tensors):
         return mlp.value_and_sqnorm(x, None, None, tensors)
     if mlp is not None and isinstance(cotangents, RandomUnits):
         return mlp.value_and_sqnorm(x, cotangents.draw(mlp.output_shape(x, tensors), x), None, tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import os
 import random
@@ -10,17 +11,17 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.utils import checkpoint
 
 from gradreg_fast.fuse import fuse
 from gradreg_fast.graph import Given, Graph, Node, PlainValue, Reweighted, Slot, Upstream, slot_of
 from gradreg_fast.rules.opaque import Opaque
-from gradreg_fast.rules.registry import FUNCTIONS, MODULES, Call, Parameter, Plain, Value, collect, fill
+from gradreg_fast.rules.registry import FUNCTIONS, MODULES, Call, Parameter, Plain, Several, Value, collect, fill
 from gradreg_fast.signature import Signature
 from gradreg_fast.snapshot import has_hooks, reweighted
 
@@ -40,12 +41,6 @@ _IN_PLACE_OPERATORS = (
 )
 _SEVERAL = {"chunk", "split", "tensor_split", "unbind", "hsplit", "vsplit", "dsplit", "topk", "sort", "aminmax"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_IN_PLACE_POSITION = {  # where `inplace` stands among positional arguments
-    functional.relu: 1,
-    functional.silu: 1,
-    functional.leaky_relu: 2,
-    functional.dropout: 3,
-}
 _SIZES = {"size", "dim", "numel", "ndimension", "shape", "ndim", "dtype", "device"}
 
 
@@ -237,6 +232,8 @@ class _Converter:
                 self.environment[node] = next(inputs)
             elif node.op == "output":
                 output = _replace(node.args[0], self.environment)
+            elif node.target is operator.getitem and not node.users:  # of a tuple unpacked into names
+                continue
             elif node.op == "get_attr":
                 self.environment[node] = self.parameter(node.target)
             else:
@@ -295,7 +292,7 @@ class _Converter:
             return node.target(*arguments, **keywords)
         if self.is_size(node):
             return self.plain(node, arguments, keywords)
-        if not any(True for _ in collect(Value, (arguments, keywords))):
+        if not any(True for kind in (Value, Several) for _ in collect(kind, (arguments, keywords))):
             return self.upstream(node, arguments, keywords)
         if node.op == "call_module":
             module = self.root.get_submodule(node.target)
@@ -355,9 +352,12 @@ class _Converter:
         return Plain(len(self.nodes) - 1)
 
     def module(self, node: fx.Node, module: nn.Module, arguments, keywords) -> Value:
-        kind, reason = rule_type(module), why_opaque(module)
-        if reason is None and kind is not None and len(arguments) == 1 and not keywords:
-            call = MODULES[kind](module, arguments[0], lambda name: self.parameter(f"{node.target}.{name}"))
+        kind, reason = rule_type(module), next(filter(None, map(why_opaque, module.modules())), None)
+        if reason is None and kind is not None:
+            own = {"parameter": lambda name: self.parameter(f"{node.target}.{name}")}
+            call = _entered(MODULES[kind], (module, *arguments), {**keywords, **own})
+            if isinstance(call, Several):
+                return call
             if not isinstance(call, str):
                 return self.emit(node, call)
             reason = call
@@ -406,24 +406,29 @@ class _Converter:
         entry = FUNCTIONS.get(node.target)
         reason = "no rule"
         if entry is not None:
-            try:
-                call = entry(*arguments, **keywords)
-            except (TypeError, AttributeError) as error:
-                call = f"its arguments have no rule ({error})"
-            if isinstance(call, Call) and _fits(call, (arguments, keywords)):
+            call = _entered(entry, arguments, keywords)
+            if isinstance(call, Several) and _fits(call.call, (arguments, keywords)):
+                return call
+            if isinstance(call, Call) and (_fits(call, (arguments, keywords)) or isinstance(arguments[0], Several)):
                 return self.emit(node, call)
             reason = call if isinstance(call, str) else "its arguments have no rule"
+        if any(True for _ in collect(Several, (arguments, keywords))):
+            raise Untraceable(f"{node.name} takes several tensors at once, or what has no rule: {reason}")
         self.reject_tuple(node)
         return self.opaque(node, f"{node.name}: {reason}", _callable(node), arguments, keywords)
 
-    def emit(self, node: fx.Node, call: Call) -> Value:
-        """Append the call's nodes; the value of the last."""
-        inputs = [self.emit(node, value) if isinstance(value, Call) else value for value in call.inputs]
+    def emit(self, node: fx.Node, call: Call, emitted: dict[Call, Value] | None = None) -> Value:
+        """Append the call's nodes, each once; the value of the last."""
+        emitted = {} if emitted is None else emitted
+        if call in emitted:
+            return emitted[call]
+        inputs = [self.emit(node, value, emitted) if isinstance(value, Call) else value for value in call.inputs]
         slots = tuple(None if parameter is None else parameter.slot for parameter in call.parameters)
         extras = tuple(plain.index for plain in call.extras)
         updated = tuple(None if parameter is None else parameter.slot for parameter in call.updated)
         self.nodes.append(Node(node.name, call.rule, tuple(value.index for value in inputs), slots, extras, updated))
-        return Value(len(self.nodes) - 1)
+        emitted[call] = Value(len(self.nodes) - 1)
+        return emitted[call]
 
     def mutates(self, node: fx.Node) -> bool:
         """Whether the call changes its first argument in place."""
@@ -434,8 +439,9 @@ class _Converter:
         name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
         if node.op == "call_function" and node.target in _IN_PLACE_OPERATORS:
             return True
-        if node.target in _IN_PLACE_POSITION and len(node.args) > _IN_PLACE_POSITION[node.target]:
-            return bool(node.args[_IN_PLACE_POSITION[node.target]])
+        place = _position_of_inplace(node.target) if node.op == "call_function" else None
+        if place is not None and len(node.args) > place:
+            return bool(node.args[place])
         return name.endswith("_") and not name.endswith("__")
 
     def replace_mutated(self, node: fx.Node, result: Value) -> None:
@@ -456,10 +462,11 @@ class _Converter:
     def is_view(self, node: fx.Node) -> bool:
         """Whether the node's value may share memory with its first argument."""
         value = self.environment.get(node)
+        if isinstance(value, Several):
+            return True
         if not isinstance(value, Value) or value.index == 0:
             return False
-        kind = type(self.nodes[value.index].rule).__name__
-        return kind in ("Reshape", "Permute", "Opaque", "Affine", "LinearMap") and isinstance(node.args[0], fx.Node)
+        return self.nodes[value.index].rule.aliases and isinstance(node.args[0], fx.Node)
 
     def reject_tuple(self, node: fx.Node) -> None:
         """A call without a rule must not return a tuple."""
@@ -470,6 +477,16 @@ class _Converter:
             several |= user.target is getattr and user.args[1] in ("values", "indices")
         if several:
             raise Untraceable(f"{node.name} has no rule and may return several tensors")
+
+
+@cache
+def _position_of_inplace(function: Callable) -> int | None:
+    """Where `inplace` stands among a function's positional arguments."""
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # of PyTorch's compiled functions
+        return None
+    return names.index("inplace") if "inplace" in names else None
 
 
 def _replace(nested, environment: dict):
@@ -497,15 +514,24 @@ def _callable(node: fx.Node) -> Callable:
 
 def _fits(call: Call, arguments) -> bool:
     """Whether the entry used every traced argument in the place where it belongs."""
-    inputs = [value for value in call.inputs if not isinstance(value, Call)]
-    inputs += [value for before in call.inputs if isinstance(before, Call) for value in before.inputs]
+    calls = list(call.all_calls())
+    inputs = [value for each in calls for value in each.inputs if not isinstance(value, Call)]
+    parameters = [parameter for each in calls for parameter in (*each.parameters, *each.updated)]
     return (
         all(isinstance(value, Value) for value in inputs)
-        and all(parameter is None or isinstance(parameter, Parameter) for parameter in call.parameters)
+        and all(parameter is None or isinstance(parameter, Parameter) for parameter in parameters)
         and {*collect(Value, arguments)} == {*inputs}
-        and {*collect(Parameter, arguments)} == {*call.parameters, *call.updated} - {None}
-        and {*collect(Plain, arguments)} == {*call.extras}
+        and {*collect(Parameter, arguments)} == {*parameters} - {None}
+        and {*collect(Plain, arguments)} == {plain for each in calls for plain in each.extras}
     )
+
+
+def _entered(entry: Callable, arguments, keywords) -> Call | Several | str:
+    """What a rule's entry makes of these arguments."""
+    try:
+        return entry(*arguments, **keywords)
+    except (TypeError, AttributeError, ValueError) as error:
+        return f"its arguments have no rule ({error})"
 
 
 def _random_states() -> tuple:

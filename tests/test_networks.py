@@ -11,6 +11,12 @@ from tests.parity import assert_parity, jacobian_sqnorm, value_and_vjp
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
+
+class Arsinh(nn.Module):
+    def forward(self, x):
+        return torch.asinh(x)
+
+
 ACTIVATIONS = {
     "relu": nn.ReLU,
     "leaky": lambda: nn.LeakyReLU(0.2),
@@ -20,7 +26,10 @@ ACTIVATIONS = {
     "gelu": nn.GELU,
     "sine": lambda: gradreg_fast.modules.Sine(2.0),
     "none": nn.Identity,
-    "softsign": nn.Softsign,  # without a rule
+    "mish": nn.Mish,
+    "prelu": nn.PReLU,
+    "hardswish": nn.Hardswish,
+    "asinh": Arsinh,  # without a rule
 }
 BLOCKS = ["chain", "residual", "cat", "twice", "norm", "dropout", "arithmetic", "skip"]
 

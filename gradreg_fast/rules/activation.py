@@ -9,10 +9,11 @@ above is then never stored.
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from gradreg_fast.rules.base import Rule, dot_stacks
+from gradreg_fast.rules.call import Call, function, module
 
 aten = torch.ops.aten
 
@@ -216,3 +217,78 @@ class Sine(Activation):
 
     def bend(self, saved, w):
         return w.mul_(saved[0]).mul_(-(self.frequency**2))
+
+
+@function(functional.relu, torch.relu, torch.relu_, functional.relu_, "relu", "relu_")
+def relu(input, inplace=False):
+    return Call(ReLU(), (input,))
+
+
+@function(functional.leaky_relu, functional.leaky_relu_)
+def leaky_relu(input, negative_slope=0.01, inplace=False):
+    return Call(LeakyReLU(negative_slope), (input,))
+
+
+@function(functional.softplus)
+def softplus(input, beta=1.0, threshold=20.0):
+    return Call(Softplus(beta, threshold), (input,))
+
+
+@function(torch.tanh, torch.tanh_, "tanh", "tanh_")
+def tanh(input):
+    return Call(Tanh(), (input,))
+
+
+@function(torch.sigmoid, torch.sigmoid_, torch.special.expit, "sigmoid", "sigmoid_")
+def sigmoid(input):
+    return Call(Sigmoid(), (input,))
+
+
+@function(functional.silu)
+def silu(input, inplace=False):
+    return Call(SiLU(), (input,))
+
+
+@function(functional.gelu)
+def gelu(input, approximate="none"):
+    return Call(GELU(approximate), (input,))
+
+
+@function(torch.sin, torch.sin_, "sin", "sin_")
+def sine(input):
+    return Call(Sine(), (input,))
+
+
+@module(nn.ReLU)
+def relu_module(layer, x, parameter):
+    return relu(x)
+
+
+@module(nn.LeakyReLU)
+def leaky_relu_module(layer, x, parameter):
+    return leaky_relu(x, layer.negative_slope)
+
+
+@module(nn.Softplus)
+def softplus_module(layer, x, parameter):
+    return softplus(x, layer.beta, layer.threshold)
+
+
+@module(nn.Tanh)
+def tanh_module(layer, x, parameter):
+    return tanh(x)
+
+
+@module(nn.Sigmoid)
+def sigmoid_module(layer, x, parameter):
+    return sigmoid(x)
+
+
+@module(nn.SiLU)
+def silu_module(layer, x, parameter):
+    return silu(x)
+
+
+@module(nn.GELU)
+def gelu_module(layer, x, parameter):
+    return gelu(x, layer.approximate)

@@ -49,12 +49,19 @@ class Rule:
     Attributes:
         curvature_free: ``<u, J(x) xdot>`` does not depend on ``x`` (linear and piecewise linear operations).
         couples_samples: a sample's output depends on other samples (batch statistics, concatenation of batches).
+            True also where settings that count dimensions from the end leave it open; `couples` knows then.
+        aliases: the result may share memory with an input.
         meets_below: `curvature` takes the cotangents of the inputs (what `pull` returned) instead of the output's.
     """
 
     curvature_free = True
     couples_samples = False
     meets_below = False
+    aliases = False
+
+    def couples(self, dims: int) -> bool:
+        """`couples_samples` for inputs with this many dimensions."""
+        return self.couples_samples
 
     def forward(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor | None], extras: Sequence) -> tuple:
         """``y = n(x)``; returns ``(y, saved)``."""
@@ -168,6 +175,20 @@ def map_rows(function: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
         return rows.unsqueeze(1).expand(K, B, *rows.shape[1:])
     rows = function(stack.flatten(0, 1))  # [K * B, ...]
     return rows.unflatten(0, (K, B))
+
+
+def map_members(function: Callable[[Tensor], Tensor], stack: Tensor, rows: bool) -> Tensor:
+    """Apply a function of ``[B, ...]`` to each member of a stack; with `rows`, a function of any number of samples."""
+    if rows:
+        return map_rows(function, stack)
+    if len(stack) == 1:
+        return function(stack[0]).unsqueeze(0)
+    return torch.stack([function(member) for member in stack])
+
+
+def shaped(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """A tensor of this shape whose values nobody reads."""
+    return like.new_empty(1).expand(shape)
 
 
 def elements(stack: Tensor) -> Tensor:

@@ -1,11 +1,15 @@
 """Convolutions: linear in x; the three products of a layer are one aten call each."""
 
 import math
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from gradreg_fast.rules.base import Rule, is_channels_last, map_rows, per_sample, shared_rows
+from gradreg_fast.rules.call import Call, each, function, module
+from gradreg_fast.rules.pad import Pad
 
 aten = torch.ops.aten
 
@@ -16,11 +20,14 @@ class Conv(Rule):
     Parameters are ``W [out, in / groups, *kernel]`` and ``b [out]`` or None.
     """
 
+    transposed = False
+
     def __init__(self, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> None:
         self.stride = stride
         self.padding = padding
         self.dilation = dilation
         self.groups = groups
+        self.output_padding = [0] * len(stride)
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
@@ -55,8 +62,7 @@ class Conv(Rule):
         return 2 * shape.numel() * math.prod(parameters[0].shape[1:])
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        zeros = [0] * len(self.stride)
-        return aten.convolution(x, weight, bias, self.stride, self.padding, self.dilation, False, zeros, self.groups)
+        return aten.convolution(x, weight, bias, *self._settings())
 
     def _data_gradient(self, u: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         if len(u) != len(x):  # only the shape and the layout of x matter
@@ -69,15 +75,34 @@ class Conv(Rule):
 
     def _backward(self, u: Tensor, x: Tensor, weight: Tensor, position: int) -> Tensor:
         mask = [position == 0, position == 1, False]
-        zeros = [0] * len(self.stride)
-        return aten.convolution_backward(
-            u, x, weight, None, self.stride, self.padding, self.dilation, False, zeros, self.groups, mask
-        )[position]
+        return aten.convolution_backward(u, x, weight, None, *self._settings(), mask)[position]
+
+    def _settings(self) -> tuple:
+        return self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
 
     def _stacked_weight_gradient(self, u: Tensor, xdot: Tensor, weight: Tensor) -> Tensor:
         if shared_rows(u):
             return self._weight_gradient(u[:, 0], xdot.sum(1), weight)
         return self._weight_gradient(u.flatten(0, 1), xdot.flatten(0, 1), weight)
+
+
+class ConvTranspose(Conv):
+    """The adjoint of a convolution, for any number of spatial dimensions.
+
+    Parameters are ``W [in, out / groups, *kernel]`` and ``b [out]`` or None.
+    """
+
+    transposed = True
+
+    def __init__(
+        self, stride: list[int], padding: list[int], output_padding: list[int], dilation: list[int], groups: int
+    ) -> None:
+        super().__init__(stride, padding, dilation, groups)
+        self.output_padding = output_padding
+
+    def flops(self, parameters, shape):
+        inputs, *rest = parameters[0].shape
+        return 2 * shape.numel() * inputs // self.groups * math.prod(rest[1:]) // math.prod(self.stride)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -87,3 +112,50 @@ def channels_last(x: Tensor) -> Tensor:
     if C == 1:  # both layouts at once: say which
         return x.as_strided(x.shape, (H * W, 1, W, 1))
     return x
+
+
+def convolution(dims: int, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, mode="zeros"):
+    stride, dilation = each(stride, dims), each(dilation, dims)
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        return "padding='same' needs the module's kernel size"
+    padding = each(padding, dims)
+    if mode == "zeros":
+        return Call(Conv(stride, padding, dilation, groups), (input,), (weight, bias))
+    around = [amount for size in reversed(padding) for amount in (size, size)]
+    return padded(input, around, mode, Conv(stride, [0] * dims, dilation, groups), (weight, bias))
+
+
+def padded(input, around, mode, conv, parameters):
+    return Call(conv, (Call(Pad(around, "constant" if mode == "zeros" else mode), (input,)),), parameters)
+
+
+def convolution_module(dims: int, layer, x, parameter):
+    stride, dilation = each(layer.stride, dims), each(layer.dilation, dims)
+    parameters = (parameter("weight"), parameter("bias"))
+    if layer.padding == "same":  # as PyTorch: the odd cell goes to the end
+        total = [step * (size - 1) for step, size in zip(dilation, layer.kernel_size, strict=True)]
+        around = [amount for size in reversed(total) for amount in (size // 2, size - size // 2)]
+        if layer.padding_mode == "zeros" and all(size % 2 == 0 for size in total):
+            return convolution(dims, x, *parameters, stride, [size // 2 for size in total], dilation, layer.groups)
+        return padded(x, around, layer.padding_mode, Conv(stride, [0] * dims, dilation, layer.groups), parameters)
+    return convolution(dims, x, *parameters, stride, layer.padding, dilation, layer.groups, layer.padding_mode)
+
+
+def transposed(dims: int, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+    settings = (each(setting, dims) for setting in (stride, padding, output_padding, dilation))
+    return Call(ConvTranspose(*settings, groups), (input,), (weight, bias))
+
+
+def transposed_module(dims: int, layer, x, parameter):
+    settings = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+    return transposed(dims, x, parameter("weight"), parameter("bias"), *settings)
+
+
+for dims in (1, 2, 3):
+    for name, entry in (("conv", convolution), ("conv_transpose", transposed)):
+        targets = {getattr(namespace, f"{name}{dims}d") for namespace in (functional, torch)}
+        function(*targets)(partial(entry, dims))
+    module(getattr(nn, f"Conv{dims}d"))(partial(convolution_module, dims))
+    module(getattr(nn, f"ConvTranspose{dims}d"))(partial(transposed_module, dims))

@@ -1,9 +1,10 @@
 """Fully connected layers: ``y = x W^T + b``, linear in x."""
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from gradreg_fast.rules.base import Rule, map_rows, per_sample, shared_rows
+from gradreg_fast.rules.call import Call, function, module
 
 
 class Linear(Rule):
@@ -45,3 +46,13 @@ def add_stacked_product(gradients, u: Tensor, xdot: Tensor) -> None:
     if shared_rows(u) and u.dim() == 3:
         u, xdot = u[:, :1], xdot.sum(1, keepdim=True)
     gradients.add_product(0, u.flatten(0, -2), xdot.flatten(0, -2))
+
+
+@function(functional.linear)
+def linear(input, weight, bias=None):
+    return Call(Linear(), (input,), (weight, bias))
+
+
+@module(nn.Linear)
+def linear_module(layer, x, parameter):
+    return linear(x, parameter("weight"), parameter("bias"))

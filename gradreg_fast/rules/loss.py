@@ -1,4 +1,4 @@
-"""Loss heads, one loss per sample, and the softmax: nodes like any other, placed on top of a network.
+"""Loss heads, one loss per sample: nodes like any other, placed on top of a network.
 
 They couple a sample's outputs only, and are small next to the network: plain PyTorch lines on ``y [B, C, ...]``. The
 target is the node's only parameter and gets no gradient.
@@ -92,31 +92,6 @@ class BinaryCrossEntropy(Rule):
     def curvature(self, saved, parameters, u, xdots, gradients):
         p, _ = saved
         return (dot_stacks(seed(u, p), xdots[0]).mul_(p * (1 - p) / outputs(p)),)
-
-
-class Softmax(Rule):
-    """``p = softmax(y)`` over dimension 1 of ``[B, C, ...]``: ``J = diag(p) - p p^T``, symmetric."""
-
-    curvature_free = False
-
-    def forward(self, inputs, parameters, extras):
-        p = torch.softmax(inputs[0], 1)
-        return p, (p,)
-
-    def pull(self, saved, parameters, u):
-        (p,) = saved
-        return (p * (u - (p * u).sum(2, keepdim=True)),)
-
-    def push(self, saved, parameters, xdots):
-        return self.pull(saved, parameters, xdots[0])[0]
-
-    def curvature(self, saved, parameters, u, xdots, gradients):
-        (p,) = saved
-        (v,) = xdots
-        # <u, J v> is the covariance of u and v under p; its derivative is p times the centred product, centred again
-        product = (u - (p * u).sum(2, keepdim=True)) * (v - (p * v).sum(2, keepdim=True))
-        product = product.sum(0)  # [B, C, ...]
-        return (p * (product - (p * product).sum(1, keepdim=True)),)
 
 
 def class_weights(target: Tensor, y: Tensor) -> Tensor:

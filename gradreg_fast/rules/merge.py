@@ -1,9 +1,17 @@
-"""Operations that join branches, and arithmetic with constants."""
+"""Sums and concatenations of branches, and arithmetic with numbers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.call import Call, Parameter, function, is_real, module
+from gradreg_fast.rules.shape import reshaping
 
 
 class Add(Rule):
@@ -25,12 +33,39 @@ class Add(Rule):
         return torch.add(a, b, alpha=self.factor)
 
 
+class AddParameter(Rule):
+    """``factor x + share p`` with a parameter p, shapes broadcast."""
+
+    def __init__(self, factor: float = 1, share: float = 1) -> None:
+        self.factor = factor
+        self.share = share
+
+    def forward(self, inputs, parameters, extras):
+        (x,), (p,) = inputs, parameters
+        y = torch.add(x, p, alpha=self.share) if self.factor == 1 else torch.add(p * self.share, x, alpha=self.factor)
+        return y, (x.shape, y.shape)
+
+    def pull(self, saved, parameters, u):
+        u = unbroadcast(u, saved[0])
+        return (u if self.factor == 1 else u * self.factor,)
+
+    def push(self, saved, parameters, xdots):
+        xdot = xdots[0] if self.factor == 1 else xdots[0] * self.factor
+        return broadcastable(xdot, len(saved[1])).expand(len(xdot), *saved[1])
+
+    def gradient(self, saved, parameters, d, gradients):
+        gradients.add(0, lambda: unbroadcast(d.unsqueeze(0), parameters[0].shape)[0] * self.share)
+
+
 class Cat(Rule):
-    """Concatenation along a dimension other than the batch's."""
+    """Concatenation along a dimension; along the batch's it puts samples behind each other."""
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
-        self.couples_samples = dim == 0
+        self.couples_samples = dim <= 0
+
+    def couples(self, dims):
+        return self.dim % dims == 0
 
     def forward(self, inputs, parameters, extras):
         dim = self.dim % inputs[0].dim()
@@ -44,12 +79,36 @@ class Cat(Rule):
         return torch.cat(list(xdots), saved[0])
 
 
+class Maximum(Rule):
+    """The larger (or smaller) of two, shapes broadcast; equal ones share the derivative."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.function = function
+
+    def forward(self, inputs, parameters, extras):
+        a, b = inputs
+        y = self.function(a, b)
+        share = (y == a).to(y.dtype).add_(y != b).div_(2)  # 1, 1/2 or 0
+        return y, (a.shape, b.shape, share)
+
+    def pull(self, saved, parameters, u):
+        *shapes, share = saved
+        own = u * share
+        return unbroadcast(own, shapes[0]), unbroadcast(u - own, shapes[1])
+
+    def push(self, saved, parameters, xdots):
+        share = saved[2]
+        a, b = (broadcastable(xdot, share.dim()) for xdot in xdots)
+        return torch.lerp(b, a, share)
+
+
 class Affine(Rule):
     """``factor x + offset`` with numbers for both."""
 
     def __init__(self, factor: float = 1, offset: float = 0) -> None:
         self.factor = factor
         self.offset = offset
+        self.aliases = factor == 1 and offset == 0
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
@@ -96,3 +155,78 @@ def unbroadcast(stack: Tensor, shape: torch.Size) -> Tensor:
 def broadcastable(stack: Tensor, dims: int) -> Tensor:
     """A stack ``[K, *shape]`` with ones after K, so that it broadcasts as ``shape`` does in `dims` dimensions."""
     return stack.reshape(len(stack), *(1,) * (dims - stack.dim() + 1), *stack.shape[1:])
+
+
+@function("contiguous", "clone", torch.clone)
+def identity(input, memory_format=None):
+    return Call(Affine(), (input,))
+
+
+@function(torch.add, operator.add, operator.iadd, "add", "add_")
+def add(input, other, *, alpha=1):
+    return combine(input, 1, other, alpha)
+
+
+@function(torch.sub, torch.subtract, operator.sub, operator.isub, "sub", "sub_", "subtract")
+def sub(input, other, *, alpha=1):
+    return combine(input, 1, other, -alpha)
+
+
+@function(torch.rsub)
+def rsub(input, other, *, alpha=1):
+    return combine(other, 1, input, -alpha)
+
+
+def combine(a, a_factor, b, b_factor):
+    """``a_factor a + b_factor b`` of values, parameters and numbers."""
+    if is_real(b):
+        return Call(Affine(a_factor, b_factor * b), (a,))
+    if is_real(a):
+        return Call(Affine(b_factor, a_factor * a), (b,))
+    if isinstance(b, Parameter):
+        return Call(AddParameter(a_factor, b_factor), (a,), (b,))
+    if isinstance(a, Parameter):
+        return Call(AddParameter(b_factor, a_factor), (b,), (a,))
+    return Call(Add(b_factor), (a, b))
+
+
+@function(torch.neg, operator.neg, "neg")
+def neg(input):
+    return Call(Affine(-1), (input,))
+
+
+@function(torch.maximum, "maximum")
+def maximum(input, other):
+    return Call(Maximum(torch.maximum), (input, other))
+
+
+@function(torch.minimum, "minimum")
+def minimum(input, other):
+    return Call(Maximum(torch.minimum), (input, other))
+
+
+@function(torch.cat, torch.concat, torch.concatenate)
+def cat(tensors, dim=0):
+    return Call(Cat(dim), tuple(tensors))
+
+
+@function(torch.stack)
+def stack(tensors, dim=0):
+    return Call(Cat(dim), [reshaping(torch.unsqueeze, tensor, dim) for tensor in tensors])
+
+
+@function(functional.dropout)
+def dropout(input, p=0.5, training=True, inplace=False):
+    if not training or p == 0:
+        return Call(Affine(), (input,))
+    return Call(Dropout(p), (input,))
+
+
+@module(nn.Identity)
+def identity_module(layer, x, parameter):
+    return identity(x)
+
+
+@module(nn.Dropout)
+def dropout_module(layer, x, parameter):
+    return dropout(x, layer.p, layer.training)

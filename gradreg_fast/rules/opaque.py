@@ -17,6 +17,7 @@ class Opaque(Rule):
         reason: why there is no rule.
     """
 
+    aliases = True
     curvature_free = False
     couples_samples = True  # nobody knows
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from gradreg_fast.rules.base import Rule, is_channels_last, map_rows
+from gradreg_fast.rules.base import Rule, is_channels_last, map_rows, shaped
+from gradreg_fast.rules.call import Call, each, function, module
 
 aten = torch.ops.aten
 
@@ -87,17 +89,73 @@ class AveragePool(Rule):
 
     def pull(self, saved, parameters, u):
         (shape,) = saved
-        return (map_rows(lambda rows: self.backward(rows, like(rows, (len(rows), *shape[1:]))), u),)
+        return (map_rows(lambda rows: self.backward(rows, shaped(rows, (len(rows), *shape[1:]))), u),)
 
     def push(self, saved, parameters, xdots):
         return map_rows(self.windows, xdots[0])
 
 
-def like(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of this shape whose values nobody reads."""
-    return rows.new_empty(1).expand(shape)
-
-
 def flat_pixels(stack: Tensor, last: bool) -> Tensor:
     """A stack ``[K, B, C, H, W]`` as ``[K, B, C, H * W]``, or ``[K, B, H * W, C]`` if the channels are to be last."""
     return stack.permute(0, 1, 3, 4, 2).flatten(2, 3) if last else stack.flatten(3)
+
+
+@function(functional.max_pool2d, torch.max_pool2d)
+def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    if return_indices:
+        return "it returns indices"
+    windows = (each(kernel_size, 2), each(stride or kernel_size, 2), each(padding, 2))
+    settings = (*windows, each(dilation, 2), ceil_mode)
+    shape = Windows(*map(tuple, windows)) if each(dilation, 2) == [1, 1] and not ceil_mode else None
+    return Call(MaxPool(lambda x: aten.max_pool2d_with_indices(x, *settings), shape), (input,))
+
+
+@function(functional.avg_pool2d)
+def avg_pool2d(
+    input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+):
+    windows = (each(kernel_size, 2), each(stride or kernel_size, 2), each(padding, 2))
+    settings = (*windows, ceil_mode, count_include_pad, divisor_override)
+    whole = not ceil_mode and divisor_override is None and (count_include_pad or windows[2] == [0, 0])
+    pool = AveragePool(
+        lambda x: aten.avg_pool2d(x, *settings),
+        lambda u, x: aten.avg_pool2d_backward(u, x, *settings),
+        Windows(*map(tuple, windows)) if whole else None,
+    )
+    return Call(pool, (input,))
+
+
+@function(functional.adaptive_avg_pool2d)
+def adaptive_avg_pool2d(input, output_size):
+    pool = AveragePool(lambda x: functional.adaptive_avg_pool2d(x, output_size), aten._adaptive_avg_pool2d_backward)
+    return Call(pool, (input,))
+
+
+@function(functional.adaptive_max_pool2d)
+def adaptive_max_pool2d(input, output_size, return_indices=False):
+    if return_indices:
+        return "it returns indices"
+    pool = MaxPool(lambda x: functional.adaptive_max_pool2d_with_indices(x, output_size))
+    return Call(pool, (input,))
+
+
+@module(nn.MaxPool2d)
+def max_pool2d_module(layer, x, parameter):
+    windows = layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    return max_pool2d(x, *windows, layer.ceil_mode, layer.return_indices)
+
+
+@module(nn.AvgPool2d)
+def avg_pool2d_module(layer, x, parameter):
+    settings = layer.ceil_mode, layer.count_include_pad, layer.divisor_override
+    return avg_pool2d(x, layer.kernel_size, layer.stride, layer.padding, *settings)
+
+
+@module(nn.AdaptiveAvgPool2d)
+def adaptive_avg_pool2d_module(layer, x, parameter):
+    return adaptive_avg_pool2d(x, layer.output_size)
+
+
+@module(nn.AdaptiveMaxPool2d)
+def adaptive_max_pool2d_module(layer, x, parameter):
+    return adaptive_max_pool2d(x, layer.output_size, layer.return_indices)

@@ -1,9 +1,15 @@
-"""Operations that move values without changing them, and other parameterless linear maps."""
+"""Reshapes, permutations and other maps that move values: no more than another view wherever PyTorch has one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gradreg_fast.rules.base import Rule, is_channels_last, map_rows, shared_rows
+from gradreg_fast.rules.base import Rule, is_channels_last, map_members, shared_rows
+from gradreg_fast.rules.call import Call, Several, function, module, settle
 
 
 class Reshape(Rule):
@@ -13,7 +19,9 @@ class Reshape(Rule):
         function: called as ``function(x, *extras)``.
     """
 
-    def __init__(self, function) -> None:
+    aliases = True
+
+    def __init__(self, function: Callable) -> None:
         self.function = function
 
     def forward(self, inputs, parameters, extras):
@@ -36,22 +44,25 @@ class Permute(Rule):
     """Permutation of the dimensions.
 
     Args:
-        function: returns a permuted view of its argument, ``function(x, *extras)``.
+        function: returns a permuted view of its argument.
     """
 
-    couples_samples = True  # unless dimension 0 stays first, which only the settings know
+    aliases = True
+    couples_samples = True  # unless dimension 0 stays first
 
-    def __init__(self, function) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
+        self._orders: dict[int, tuple[int, ...]] = {}
+
+    def couples(self, dims):
+        return dims > 0 and self._order(dims)[0] != 0
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
-        y = self.function(x, *extras)
-        named = torch.empty(1).as_strided([1] * x.dim(), list(range(x.dim())))  # each dimension's stride is its number
-        return y, (self.function(named, *extras).stride(), x.shape)
+        return self.function(x), (self._order(x.dim()),)
 
     def pull(self, saved, parameters, u):
-        order, _ = saved
+        (order,) = saved
         inverse = [0] * len(order)
         for to, source in enumerate(order):
             inverse[source] = to
@@ -60,30 +71,48 @@ class Permute(Rule):
     def push(self, saved, parameters, xdots):
         return permute_stack(xdots[0], saved[0])
 
+    def _order(self, dims: int) -> tuple[int, ...]:
+        if dims not in self._orders:
+            named = torch.empty(1).as_strided([1] * dims, list(range(dims)))  # each dimension's stride is its number
+            self._orders[dims] = self.function(named).stride()
+        return self._orders[dims]
+
 
 class LinearMap(Rule):
-    """A linear function of ``[rows, ...]`` without parameters (padding); autograd transposes it.
+    """A linear function without parameters whose transpose is known.
 
     Args:
-        function: acts on each row alone.
+        function: called as ``function(x, *extras)``.
+        transpose: called as ``transpose(u, shape, *extras)`` with the shape of x.
+        dims: the dimensions of x along which elements are mixed or moved; all others are rows of equal work.
     """
 
-    def __init__(self, function) -> None:
+    aliases = True
+
+    def __init__(self, function: Callable, transpose: Callable, dims: Sequence[int]) -> None:
         self.function = function
+        self.transpose = transpose
+        self.dims = tuple(dims)
+        self.couples_samples = any(dim <= 0 for dim in self.dims)
+
+    def couples(self, dims):
+        return any(dim % dims == 0 for dim in self.dims)
 
     def forward(self, inputs, parameters, extras):
-        return self.function(inputs[0]), (inputs[0].shape,)
+        (x,) = inputs
+        return self.function(x, *extras), self.kept(x, extras)
+
+    def kept(self, x: Tensor, extras: Sequence) -> tuple:
+        """What the other sweeps need: shape, extras, and whether each sample is a row."""
+        return x.shape, tuple(extras), not self.couples(x.dim())
 
     def pull(self, saved, parameters, u):
-        return (map_rows(lambda rows: self._transpose(rows, (len(rows), *saved[0][1:])), u),)
+        shape, extras, rows = saved
+        return (map_members(lambda u: self.transpose(u, (len(u), *shape[1:]) if rows else shape, *extras), u, rows),)
 
     def push(self, saved, parameters, xdots):
-        return map_rows(self.function, xdots[0])
-
-    def _transpose(self, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-        with torch.inference_mode(False), torch.enable_grad():
-            x = rows.new_zeros(shape).requires_grad_()
-            return torch.autograd.grad(self.function(x), x, rows)[0]
+        _, extras, rows = saved
+        return map_members(lambda x: self.function(x, *extras), xdots[0], rows)
 
 
 def reshape_stack(stack: Tensor, shape: torch.Size) -> Tensor:
@@ -96,3 +125,40 @@ def reshape_stack(stack: Tensor, shape: torch.Size) -> Tensor:
 def permute_stack(stack: Tensor, order) -> Tensor:
     """Permute the dimensions behind the first."""
     return stack.permute(0, *(dim + 1 for dim in order))
+
+
+def reshaping(target: Callable, input, *arguments, **keywords):
+    reshape, plains = settle(target, arguments, keywords)
+    return Call(Reshape(reshape), (input,), (), plains)
+
+
+def permuting(target: Callable, input, *arguments, **keywords):
+    return Call(Permute(lambda x: target(x, *arguments, **keywords)), (input,))
+
+
+for name in ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"):
+    function(name)(partial(reshaping, getattr(Tensor, "reshape" if name == "view" else name)))
+    if name != "view":
+        function(getattr(torch, name))(partial(reshaping, getattr(torch, name)))
+for name in ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t"):
+    for target in (getattr(torch, name), getattr(Tensor, name)):
+        function(name if target is getattr(Tensor, name) else target)(partial(permuting, target))
+
+
+@function(getattr)
+def attribute(input, name):
+    if isinstance(input, Several):
+        return input.member(name)
+    if name in ("T", "mT", "H", "mH"):
+        return permuting(getattr(Tensor, name).__get__, input)
+    return f"its attribute {name} has no rule"
+
+
+@module(nn.Flatten)
+def flatten_module(layer, x, parameter):
+    return reshaping(torch.flatten, x, layer.start_dim, layer.end_dim)
+
+
+@module(nn.Unflatten)
+def unflatten_module(layer, x, parameter):
+    return reshaping(torch.unflatten, x, layer.dim, layer.unflattened_size)

@@ -113,7 +113,7 @@ def test_functional_same_padding_is_left_to_autograd():
 @pytest.mark.parametrize(
     "make", [lambda: nn.Conv1d(2, 3, 3, padding=1), lambda: nn.ConvTranspose1d(2, 3, 3, padding=1)]
 )
-def test_other_convolutions_are_left_to_autograd(make):
+def test_one_dimension(make):
     model = nn.Sequential(nn.Conv1d(2, 2, 1), nn.Tanh(), make(), nn.Tanh(), nn.Flatten(), nn.Linear(15, 2))
     assert_primitives(model, torch.randn(3, 2, 5))
 

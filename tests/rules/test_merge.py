@@ -71,23 +71,29 @@ NUMBERS = {
     "chain": lambda h: ((2 * h + 1) / 3 - 0.2) * -1,
 }
 
-# Left to autograd, where they are.
 PRODUCTS = {
     "product": lambda a, b: a * b,
     "square": lambda a, b: a * a + b,
     "power": lambda a, b: a**2 + b,
     "quotient": lambda a, b: a / (2 + b),
     "number over branch": lambda a, b: 1 / (2 + a) + b,
-    "scaled by a size": lambda a, b: a * a.shape[1] + b / b.size(1),
     "mean": lambda a, b: a + b.mean(1, keepdim=True),
     "matrix product": lambda a, b: a.view(-1, 2, 2) @ b.view(-1, 2, 2),
     "maximum": lambda a, b: torch.maximum(a, b),
-    "where": lambda a, b: torch.where(a > 0, a, b * b),
     "stack": lambda a, b: torch.stack([a, b], 1),
-    "lerp": lambda a, b: torch.lerp(a, b, 0.3),
-    "rounding": lambda a, b: torch.div(a, 0.5, rounding_mode="floor") + b,
     "exponential": lambda a, b: torch.exp(a) - b.exp(),
     "softmax": lambda a, b: a.softmax(1) + functional.log_softmax(b, 1),
+}
+
+# Left to autograd, where they are.
+OTHERS = {
+    "scaled by a size": lambda a, b: a * a.shape[1] + b / b.size(1),
+    "where": lambda a, b: torch.where(a > 0, a, b * b),
+    "lerp": lambda a, b: torch.lerp(a, b, 0.3),
+    "rounding": lambda a, b: torch.div(a, 0.5, rounding_mode="floor") + b,
+    "power": lambda a, b: (a + 2) ** b,
+    "einsum with a diagonal": lambda a, b: torch.einsum("bii->bi", (a.unsqueeze(1) * b.unsqueeze(2))),
+    "norm": lambda a, b: a.norm(1, 1, keepdim=True) + b,
 }
 
 
@@ -110,9 +116,17 @@ def test_numbers(function, outputs, smooth):
     assert_primitives(model, torch.randn(3, 5))
 
 
-@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize(("outputs", "smooth"), [(2, True), (1, False)], ids=["smooth", "critic"])
 @pytest.mark.parametrize("join", PRODUCTS.values(), ids=PRODUCTS)
-def test_products(join, outputs):
+def test_products(join, outputs, smooth):
+    model = Joined(join, outputs, smooth)
+    assert not is_opaque(model)
+    assert_primitives(model, torch.randn(3, 5))
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("join", OTHERS.values(), ids=OTHERS)
+def test_others(join, outputs):
     model = Joined(join, outputs)
     assert is_opaque(model)
     assert_primitives(model, torch.randn(3, 5))

@@ -1,0 +1,310 @@
+r"""Attention: scaled dot products in closed form, a block of queries at a time, in memory linear in the length.
+
+Per query, with ``S = scale q k^T + mask``, ``P = softmax(S)``, ``O = P v``, the cotangent u of O and sums over keys:
+
+    A = u v^T,  C = A - sum P A,  G = P C:                 u_q = scale G k,  u_k = scale G^T q,  u_v = P^T u
+    Sdot = scale (qdot k^T + q kdot^T),  Pdot = P (Sdot - sum P Sdot):               Odot = Pdot v + P vdot
+    <u, Odot> = sum G Sdot + sum P (u vdot^T);  with  T = Pdot C + P (u vdot^T)  and  Q = T - P sum T  its derivatives
+    are  scale (G kdot + Q k)  for q,  scale (G^T qdot + Q^T q)  for k,  Pdot^T u  for v  and  Q  for the mask
+
+Only q, k and v are kept. Each sweep computes P anew, for all keys of a few queries at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.call import FUNCTIONS, MODULES, Call, Parameter, Several, function, module
+from gradreg_fast.rules.index import select
+from gradreg_fast.rules.linear import linear
+from gradreg_fast.rules.merge import add
+from gradreg_fast.rules.shape import permuting, reshaping
+
+aten = torch.ops.aten
+
+BLOCK_BYTES = 2**21  # of a block of P: it and its companions stay in a core's cache
+
+
+class Attention(Rule):
+    """``softmax(scale q k^T + mask) v`` of ``q [..., L, E]``, ``k [..., S, E]``, ``v [..., S, F]``, as PyTorch's.
+
+    The only parameter is the mask ``[..., L, S]`` or None: true where a key takes part, or added to S.
+
+    Args:
+        causal: whether query i sees the keys up to i only.
+        scale: None for ``1 / sqrt(E)``.
+        grouped: whether a head of keys and values serves several consecutive heads of queries.
+    """
+
+    curvature_free = False
+
+    def __init__(self, causal: bool = False, scale: float | None = None, grouped: bool = False) -> None:
+        self.causal = causal
+        self.scale = scale
+        self.grouped = grouped
+
+    def couples(self, dims):
+        return dims < 3
+
+    def forward(self, inputs, parameters, extras):
+        q, k, v = inputs
+        y = functional.scaled_dot_product_attention(
+            q, k, v, parameters[0], 0.0, self.causal, scale=self.scale, enable_gqa=self.grouped
+        )
+        return y, (q, k, v)
+
+    def pull(self, saved, parameters, u):
+        blocks = Blocks(self, saved, parameters[0])
+        stacks = blocks.zeros(len(u))
+        for queries, keys, P in blocks:
+            q, k, v = blocks.q[queries], blocks.k[keys], blocks.v[keys]
+            for member, (u_q, u_k, u_v) in zip(u, stacks, strict=True):
+                u_block = blocks.of_result(member)[queries]
+                G = softmax_derivative(u_block @ v.mT, P)
+                u_q[queries].baddbmm_(G, k, alpha=blocks.scale)
+                u_k[keys].baddbmm_(G.mT, q, alpha=blocks.scale)
+                u_v[keys].baddbmm_(P.mT, u_block)
+        pulled = [blocks.like_operands(members) for members in stacks]
+        return tuple(stacked(column) for column in zip(*pulled, strict=True))
+
+    def push(self, saved, parameters, xdots):
+        return self.meet(saved, parameters, None, xdots, None, True)[1]
+
+    def curvature(self, saved, parameters, u, xdots, gradients):
+        return self.meet(saved, parameters, u, xdots, gradients, False)[0]
+
+    def meet(self, saved, parameters, u, xdots, gradients, push):
+        blocks = Blocks(self, saved, parameters[0])
+        tangents = [blocks.of_operands(members) for members in zip(*xdots, strict=True)]
+        results = [blocks.empty_result() for _ in tangents] if push else []
+        second = None if u is None else blocks.zeros(1)[0]
+        mask = blocks.zero_mask() if u is not None and gradients.wants(0) else None
+        for queries, keys, P in blocks:
+            for number, (qdot, kdot, vdot) in enumerate(tangents):
+                qdot, kdot, vdot = qdot[queries], kdot[keys], vdot[keys]
+                Sdot = torch.baddbmm(qdot @ blocks.k[keys].mT, blocks.q[queries], kdot.mT).mul_(blocks.scale)
+                Pdot = softmax_derivative(Sdot, P)
+                if push:
+                    results[number][queries] = torch.baddbmm(Pdot @ blocks.v[keys], P, vdot)
+                if u is not None:
+                    u_block = blocks.of_result(u[number])[queries]
+                    Q = self._second(blocks, queries, keys, P, Pdot, u_block, (qdot, kdot, vdot), second)
+                    if mask is not None:
+                        blocks.add_to_mask(mask, queries, keys, Q)
+        if mask is not None:
+            gradients.add(0, lambda: mask.view(blocks.mask_shape).sum_to_size(parameters[0].shape))
+        terms = (None,) * 3 if second is None else blocks.like_operands(second)
+        return terms, stacked([blocks.like_result(result) for result in results]) if push else None
+
+    def gradient(self, saved, parameters, d, gradients):
+        if not gradients.wants(0):
+            return
+        blocks = Blocks(self, saved, parameters[0])
+        mask, u = blocks.zero_mask(), blocks.of_result(d)
+        for queries, keys, P in blocks:
+            blocks.add_to_mask(mask, queries, keys, softmax_derivative(u[queries] @ blocks.v[keys].mT, P))
+        gradients.add(0, lambda: mask.view(blocks.mask_shape).sum_to_size(parameters[0].shape))
+
+    def _second(self, blocks, queries, keys, P, Pdot, u, tangents, second) -> Tensor:
+        """Add a block's second-order terms; Q."""
+        qdot, kdot, vdot = tangents
+        A = u @ blocks.v[keys].mT
+        C = A.sub_((P * A).sum(-1, keepdim=True))
+        G = P * C
+        T = torch.addcmul(P * (u @ vdot.mT), Pdot, C)
+        Q = T.addcmul_(P, T.sum(-1, keepdim=True), value=-1)
+        of_q, of_k, of_v = second
+        of_q[queries].baddbmm_(G, kdot, alpha=blocks.scale).baddbmm_(Q, blocks.k[keys], alpha=blocks.scale)
+        of_k[keys].baddbmm_(G.mT, qdot, alpha=blocks.scale).baddbmm_(Q.mT, blocks.q[queries], alpha=blocks.scale)
+        of_v[keys].baddbmm_(Pdot.mT, u)
+        return Q
+
+
+class Blocks:
+    """The operands as matrices ``[N, length, features]``, all leading dimensions in one; iterates over blocks of P."""
+
+    def __init__(self, rule: Attention, saved: Sequence[Tensor], mask: Tensor | None) -> None:
+        self.shapes = [x.shape for x in saved]
+        self.repeats = [1, 1, 1]
+        if rule.grouped:
+            self.repeats = [saved[0].shape[-3] // x.shape[-3] for x in saved]
+        self.leading = torch.broadcast_shapes(*(self._repeated(x, j).shape[:-2] for j, x in enumerate(saved)))
+        self.q, self.k, self.v = self.of_operands(saved)
+        self.causal = rule.causal
+        self.scale = self.q.shape[-1] ** -0.5 if rule.scale is None else rule.scale
+        self.mask = None
+        if mask is not None:
+            L, S = self.q.shape[1], self.k.shape[1]
+            leading = self.leading if math.prod(mask.shape[:-2]) > 1 else ()
+            self.mask_shape = (*leading, L, S)
+            self.mask = mask.expand(self.mask_shape).reshape(-1, L, S)
+
+    def __iter__(self) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], Tensor]]:
+        """Yields indices into queries and keys, and P of the block."""
+        (N, L, _), S = self.q.shape, self.k.shape[1]
+        row = S * self.q.element_size()
+        rows = min(L, max(32, BLOCK_BYTES // max(1, row)))
+        matrices = max(1, BLOCK_BYTES // max(1, rows * row))
+        for first in range(0, N, matrices):
+            for start in range(0, L, rows):
+                queries = slice(first, first + matrices), slice(start, min(L, start + rows))
+                keys = queries[0], slice(0, min(S, queries[1].stop) if self.causal else S)
+                yield queries, keys, self._probabilities(queries, keys)
+
+    def _probabilities(self, queries, keys) -> Tensor:
+        scores = (self.q[queries] @ self.k[keys].mT).mul_(self.scale)
+        if self.causal:
+            rows = torch.arange(queries[1].start, queries[1].stop, device=scores.device)
+            scores.masked_fill_(torch.arange(keys[1].stop, device=scores.device) > rows.unsqueeze(1), -math.inf)
+        if self.mask is None:
+            return torch.softmax(scores, -1)
+        mask = self.mask[self._masked(queries, keys)]
+        scores = scores.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
+        return aten._safe_softmax(scores, -1)  # zeros where no key takes part
+
+    def _masked(self, queries, keys) -> tuple[slice, slice, slice]:
+        return slice(None) if len(self.mask) == 1 else queries[0], queries[1], keys[1]
+
+    def zero_mask(self) -> Tensor:
+        """Room for the mask's gradient."""
+        return torch.zeros_like(self.mask)
+
+    def add_to_mask(self, mask: Tensor, queries, keys, block: Tensor) -> None:
+        """Add a block's part of the mask's gradient."""
+        part = mask[self._masked(queries, keys)]
+        part += block.sum_to_size(part.shape)
+
+    def zeros(self, K: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Room for K members like the operands, as matrices."""
+        return [tuple(torch.zeros_like(x) for x in (self.q, self.k, self.v)) for _ in range(K)]
+
+    def empty_result(self) -> Tensor:
+        """Room for a result, as matrices."""
+        return self.q.new_empty(*self.q.shape[:2], self.v.shape[2])
+
+    def of_operands(self, operands: Sequence[Tensor]) -> list[Tensor]:
+        """Three tensors shaped like the operands as matrices."""
+        repeated = [self._repeated(x, j) for j, x in enumerate(operands)]
+        return [x.expand(*self.leading, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in repeated]
+
+    def like_operands(self, matrices: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What `of_operands` made, back, summed over what it repeated."""
+        results = []
+        for x, shape, repeats in zip(matrices, self.shapes, self.repeats, strict=True):
+            x = x.view(*self.leading, *x.shape[-2:])
+            if repeats > 1:
+                x = x.unflatten(-3, (-1, repeats)).sum(-3)
+            results.append(x.sum_to_size(shape))
+        return tuple(results)
+
+    def of_result(self, y: Tensor) -> Tensor:
+        """A tensor shaped like the result as matrices."""
+        return y.reshape(-1, *y.shape[-2:])
+
+    def like_result(self, matrices: Tensor) -> Tensor:
+        """Matrices in the result's shape."""
+        return matrices.view(*self.leading, *matrices.shape[-2:])
+
+    def _repeated(self, x: Tensor, j: int) -> Tensor:
+        return x if self.repeats[j] == 1 else x.repeat_interleave(self.repeats[j], -3)
+
+
+def softmax_derivative(v: Tensor, P: Tensor) -> Tensor:
+    """``P (v - sum P v)``, for cotangents and tangents alike."""
+    return aten._softmax_backward_data(v, P, -1, P.dtype)
+
+
+def stacked(members: Sequence[Tensor]) -> Tensor:
+    """A stack of members."""
+    return members[0].unsqueeze(0) if len(members) == 1 else torch.stack(list(members))
+
+
+@function(functional.scaled_dot_product_attention)
+def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    if dropout_p:
+        return "it drops probabilities"
+    if not (attn_mask is None or isinstance(attn_mask, Parameter)):
+        return "its mask is computed"
+    return Call(Attention(is_causal, scale, enable_gqa), (query, key, value), (attn_mask,))
+
+
+@module(nn.MultiheadAttention)
+def multihead_attention(
+    layer,
+    query,
+    key,
+    value,
+    parameter,
+    key_padding_mask=None,
+    need_weights=True,
+    attn_mask=None,
+    average_attn_weights=True,
+    is_causal=False,
+):
+    if not (query == key == value) or not layer._qkv_same_embed_dim:
+        return "it attends to something else"
+    if (layer.training and layer.dropout) or layer.bias_k is not None or layer.add_zero_attn:
+        return "it drops probabilities or adds keys"
+    if key_padding_mask is not None or attn_mask is not None:
+        return "it has a mask"
+
+    def weights(number):
+        return "its weights are used" if number else result
+
+    # [..., L, 3 E] -> [3, ..., heads, L, E / heads]; the length comes first, or behind the batch
+    length = -4 if layer.batch_first else 0
+    joint = linear(query, parameter("in_proj_weight"), parameter("in_proj_bias"))
+    heads = permuting(
+        torch.movedim, reshaping(torch.unflatten, joint, -1, (3, layer.num_heads, layer.head_dim)), length, -2
+    )
+    parts = permuting(torch.movedim, heads, -4, 0)
+    mixed = attention(*(select(parts, 0, j) for j in range(3)))
+    merged = reshaping(torch.flatten, permuting(torch.movedim, mixed, -2, -3 if layer.batch_first else 0), -2)
+    result = linear(merged, parameter("out_proj.weight"), parameter("out_proj.bias"))
+    return Several(weights, result)
+
+
+@module(nn.TransformerEncoderLayer)
+def encoder_layer(layer, x, parameter, src_mask=None, src_key_padding_mask=None, is_causal=False):
+    if src_mask is not None or src_key_padding_mask is not None or is_causal:
+        return "it has a mask"
+    activation = FUNCTIONS.get(layer.activation)
+    if activation is None:
+        return "its activation has no rule"
+
+    def part(name, *inputs):
+        entry = MODULES[type(getattr(layer, name))]
+        return entry(getattr(layer, name), *inputs, parameter=lambda of: parameter(f"{name}.{of}"))
+
+    def attend(x):
+        several = part("self_attn", x, x, x)
+        return several if isinstance(several, str) else part("dropout1", several.call)
+
+    def feed_forward(x):
+        return part("dropout2", part("linear2", part("dropout", activation(part("linear1", x)))))
+
+    attended = attend(part("norm1", x) if layer.norm_first else x)
+    if isinstance(attended, str):
+        return attended
+    x = add(x, attended)
+    if layer.norm_first:
+        return add(x, feed_forward(part("norm2", x)))
+    x = part("norm1", x)
+    return part("norm2", add(x, feed_forward(x)))
+
+
+@module(nn.TransformerEncoder)
+def encoder(stack, x, parameter, mask=None, src_key_padding_mask=None, is_causal=None):
+    if mask is not None or src_key_padding_mask is not None or is_causal:
+        return "it has a mask"
+    for i, layer in enumerate(stack.layers):
+        x = encoder_layer(layer, x, parameter=lambda of, i=i: parameter(f"layers.{i}.{of}"))
+        if isinstance(x, str):
+            return x
+    return x if stack.norm is None else MODULES[type(stack.norm)](stack.norm, x, lambda of: parameter(f"norm.{of}"))

@@ -1,0 +1,147 @@
+"""From what a model calls to rules: the two tables, and what their entries receive and return.
+
+`FUNCTIONS` maps a function, or a method's name, to an entry with that function's own signature; `MODULES` maps a module
+type (exactly that type: a subclass may do something else) to an entry called with the module, its input and a lookup
+of its parameters and buffers by name. An entry returns a `Call`, `Several` of them, or a string: why there is no rule
+for this use. In the arguments, a `Value` stands for a tensor that depends on the network's input, a `Parameter` for a
+parameter or buffer, a `Plain` for a Python value computed on the way (a size).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Number
+
+from torch import nn
+
+from gradreg_fast.rules.base import Rule
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that depends on the network's input, by its number in the graph."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter or buffer, by its slot."""
+
+    slot: int
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A plain Python value that the graph computes, by its number in the graph."""
+
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A rule and what it is applied to.
+
+    Attributes:
+        rule: the operation.
+        inputs: `Value` objects, or further `Call` objects whose results are the inputs.
+        parameters: `Parameter` objects or None.
+        extras: `Plain` objects.
+        updated: `Parameter` objects or None: buffers that the forward changes, given to it behind the extras.
+    """
+
+    rule: Rule
+    inputs: Sequence[Value | Call]
+    parameters: Sequence[Parameter | None] = ()
+    extras: Sequence[Plain] = ()
+    updated: Sequence[Parameter | None] = ()
+
+    def all_calls(self) -> Iterator[Call]:
+        """This call and those below it."""
+        yield self
+        for value in self.inputs:
+            if isinstance(value, Call):
+                yield from value.all_calls()
+
+
+@dataclass(frozen=True, eq=False)
+class Several:
+    """A call that returns several tensors, of which the model takes some by number or by name.
+
+    Attributes:
+        member: gives the `Call` of a number or a name, or a string that says why it has none.
+        call: one of them, for its arguments.
+    """
+
+    member: Callable[[int | str], Call | str]
+    call: Call
+
+
+FUNCTIONS: dict[Callable | str, Callable[..., Call | Several | str]] = {}
+MODULES: dict[type[nn.Module], Callable[..., Call | Several | str]] = {}
+
+
+def function(*targets: Callable | str) -> Callable:
+    """Register an entry for functions, and for methods by name."""
+
+    def register(entry):
+        FUNCTIONS.update(dict.fromkeys(targets, entry))
+        return entry
+
+    return register
+
+
+def module(*types: type[nn.Module]) -> Callable:
+    """Register an entry for modules."""
+
+    def register(entry):
+        MODULES.update(dict.fromkeys(types, entry))
+        return entry
+
+    return register
+
+
+def each(setting, dims: int) -> list[int]:
+    """A number for each dimension, or the given ones."""
+    return [setting] * dims if isinstance(setting, (int, float)) else list(setting)
+
+
+def is_real(argument) -> bool:
+    """Whether an argument is a plain real number."""
+    return isinstance(argument, Number) and not isinstance(argument, complex)
+
+
+def settle(target: Callable, arguments: tuple, keywords: dict) -> tuple[Callable, list[Plain]]:
+    """``target(x, *arguments, **keywords)`` as a function of x and the values of the arguments' plains, and these."""
+    plains = list(dict.fromkeys(collect(Plain, (arguments, keywords))))
+
+    def settled(x, *extras):
+        filled, filled_keywords = fill((arguments, keywords), dict(zip(plains, extras, strict=True)))
+        return target(x, *filled, **filled_keywords)
+
+    return settled, plains
+
+
+def collect(kind: type, nested):
+    """All objects of one type in nested tuples, lists, slices and dictionaries."""
+    if isinstance(nested, kind):
+        yield nested
+    elif isinstance(nested, (tuple, list)):
+        for member in nested:
+            yield from collect(kind, member)
+    elif isinstance(nested, dict):
+        yield from collect(kind, list(nested.values()))
+    elif isinstance(nested, slice):
+        yield from collect(kind, [nested.start, nested.stop, nested.step])
+
+
+def fill(nested, values: dict):
+    """Nested tuples, lists, slices and dictionaries with each key of `values` replaced."""
+    if isinstance(nested, (tuple, list)):
+        return type(nested)(fill(member, values) for member in nested)
+    if isinstance(nested, dict):
+        return {key: fill(member, values) for key, member in nested.items()}
+    if isinstance(nested, slice):
+        return slice(*(fill(member, values) for member in (nested.start, nested.stop, nested.step)))
+    return values[nested] if isinstance(nested, (Value, Parameter, Plain)) else nested

@@ -1,0 +1,244 @@
+"""Slices, pieces, copies and rearrangements along a dimension."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.call import Call, Plain, Several, collect, fill, function, settle
+from gradreg_fast.rules.merge import broadcastable, unbroadcast
+from gradreg_fast.rules.shape import LinearMap
+
+
+class Index(Rule):
+    """``x[index]`` with numbers, slices, None, Ellipsis, or, among whole slices alone, one list of numbers.
+
+    Args:
+        index: called as ``index(x, *extras)``, returns a tuple.
+        couples: called with the number of dimensions, says whether it touches the batch's; 0: it is not known yet.
+    """
+
+    aliases = True
+
+    def __init__(self, index: Callable, couples: Callable[[int], bool]) -> None:
+        self.index = index
+        self.couples = couples
+        self.couples_samples = couples(0)
+
+    def forward(self, inputs, parameters, extras):
+        (x,) = inputs
+        index = self.index(x, *extras)
+        return x[index], (x.shape, (slice(None), *index))
+
+    def pull(self, saved, parameters, u):
+        shape, index = saved
+        pulled = u.new_zeros(len(u), *shape)
+        if any(isinstance(item, list) for item in index):
+            index = [torch.as_tensor(item, device=u.device) if isinstance(item, list) else item for item in index]
+            dim = next(i for i, item in enumerate(index) if isinstance(item, Tensor))
+            return (pulled.index_add_(dim, index[dim], u),)
+        pulled[index] = u
+        return (pulled,)
+
+    def push(self, saved, parameters, xdots):
+        return xdots[0][saved[1]]
+
+
+class Expand(Rule):
+    """Copies along dimensions of size one, or along new ones in front.
+
+    Args:
+        function: called as ``function(x, *extras)``.
+    """
+
+    aliases = True
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+
+    def forward(self, inputs, parameters, extras):
+        (x,) = inputs
+        y = self.function(x, *extras)
+        return y, (x.shape, y.shape)
+
+    def pull(self, saved, parameters, u):
+        return (unbroadcast(u, saved[0]),)
+
+    def push(self, saved, parameters, xdots):
+        shape = saved[1]
+        return broadcastable(xdots[0], len(shape)).expand(len(xdots[0]), *shape)
+
+
+class Repeat(Rule):
+    """``x.repeat(sizes)``: copies of the whole behind each other, along each dimension.
+
+    Args:
+        sizes: called as ``sizes(*extras)``.
+    """
+
+    couples_samples = True  # unless the first is one
+
+    def __init__(self, sizes: Callable) -> None:
+        self.sizes = sizes
+
+    def forward(self, inputs, parameters, extras):
+        (x,) = inputs
+        sizes = self.sizes(*extras)
+        return x.repeat(sizes), (x.shape, sizes)
+
+    def pull(self, saved, parameters, u):
+        shape, sizes = saved
+        whole = (1,) * (len(sizes) - len(shape)) + tuple(shape)
+        u = u.reshape(len(u), *(size for pair in zip(sizes, whole, strict=True) for size in pair))
+        return (u.sum(list(range(1, u.dim(), 2))).reshape(len(u), *shape),)
+
+    def push(self, saved, parameters, xdots):
+        _, sizes = saved
+        return broadcastable(xdots[0], len(sizes)).repeat(1, *sizes)
+
+
+@function(operator.getitem)
+def getitem(input, index):
+    if isinstance(input, Several):
+        return input.member(index)
+    items = index if isinstance(index, tuple) else (index,)
+    lists = [item for item in items if isinstance(item, list)]
+    if lists and (len(lists) > 1 or any(item != slice(None) for item in items if not isinstance(item, list))):
+        return "its index has no rule"
+    allowed = (int, slice, list, Plain, type(None), type(Ellipsis))
+    if any(isinstance(item, bool) or not isinstance(item, allowed) for item in items):
+        return "its index has no rule"
+    plains = list(dict.fromkeys(collect(Plain, items)))
+
+    def settled(x, *extras):
+        return fill(items, dict(zip(plains, extras, strict=True)))
+
+    return Call(Index(settled, lambda dims: touches_batch(items, dims)), (input,), (), plains)
+
+
+def touches_batch(items: Sequence, dims: int) -> bool:
+    """Whether an index into this many dimensions takes apart, moves or may move the first one."""
+    for item in items:
+        if item is not Ellipsis:
+            return not (isinstance(item, slice) and item == slice(None))
+        if dims > sum(other is not None and other is not Ellipsis for other in items):
+            return False
+    return bool(items) and not dims
+
+
+def along(dim: int, index: Callable, input, plains=()) -> Call:
+    """``index(x, dim, *extras)`` along a dimension."""
+
+    def whole(x, *extras):
+        at = dim % x.dim()
+        return (slice(None),) * at + (index(x, at, *extras),)
+
+    return Call(Index(whole, lambda dims: dim % dims == 0 if dims else dim <= 0), (input,), (), plains)
+
+
+@function(torch.select, "select")
+def select(input, dim, index):
+    if isinstance(index, Plain):
+        return along(dim, lambda x, at, index: index, input, (index,))
+    return along(dim, lambda x, at: index, input)
+
+
+@function(torch.narrow, "narrow")
+def narrow(input, dim, start, length):
+    plains = [item for item in (start, length) if isinstance(item, Plain)]
+
+    def settled(x, at, *extras):
+        first, count = fill((start, length), dict(zip(plains, extras, strict=True)))
+        first = first if first >= 0 else first + x.shape[at]
+        return slice(first, first + count)
+
+    return along(dim, settled, input, plains)
+
+
+def pieces(split: Callable, input, plains: Sequence[Plain], dim: int) -> Several:
+    """The results of a function that cuts a tensor along a dimension."""
+
+    def member(number: int) -> Call | str:
+        if not isinstance(number, int):
+            return "its pieces are taken in a way that has no rule"
+
+        def index(x, at, *extras):
+            sizes = [len(piece) for piece in split(torch.empty(x.shape[at], 0), *extras)]
+            start = sum(sizes[: number % len(sizes)])
+            return slice(start, start + sizes[number])
+
+        return along(dim, index, input, plains)
+
+    return Several(member, member(0))
+
+
+def cutting(target: Callable, input, *arguments, dim=0, **keywords):
+    *arguments, dim = (*arguments, dim) if len(arguments) < 2 else arguments
+    split, plains = settle(target, (*arguments, 0), keywords)
+    return pieces(split, input, plains, dim)
+
+
+for name in ("chunk", "split", "tensor_split", "split_with_sizes"):
+    function(getattr(torch, name), name)(partial(cutting, getattr(torch, name)))
+
+
+@function(torch.unbind, "unbind")
+def unbind(input, dim=0):
+    def member(number: int) -> Call | str:
+        return select(input, dim, number) if isinstance(number, int) else "it is taken apart in a way that has no rule"
+
+    return Several(member, member(0))
+
+
+@function(torch.broadcast_to, "expand", "broadcast_to")
+def expand(input, *sizes):
+    settled, plains = settle(Tensor.expand, sizes, {})
+    return Call(Expand(settled), (input,), (), plains)
+
+
+@function("repeat")
+def repeat(input, *sizes):
+    sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    plains = list(dict.fromkeys(collect(Plain, (sizes,))))
+    return Call(
+        Repeat(lambda *extras: fill(tuple(sizes), dict(zip(plains, extras, strict=True)))), (input,), (), plains
+    )
+
+
+@function(torch.repeat_interleave, "repeat_interleave")
+def repeat_interleave(input, repeats, dim=None):
+    if not isinstance(repeats, int) or dim is None:
+        return "its repeats have no rule"
+
+    def add_copies(u, shape):
+        at = dim % len(shape)
+        return u.unflatten(at, (shape[at], repeats)).sum(at + 1)
+
+    return Call(LinearMap(lambda x: x.repeat_interleave(repeats, dim), add_copies, (dim,)), (input,))
+
+
+@function(torch.flip, "flip")
+def flip(input, *dims):
+    dims = dims[0] if isinstance(dims[0], (tuple, list)) else dims
+    return Call(LinearMap(lambda x: x.flip(dims), lambda u, shape: u.flip(dims), dims), (input,))
+
+
+@function(torch.roll, "roll")
+def roll(input, shifts, dims=None):
+    if dims is None or any(True for _ in collect(Plain, (shifts, dims))):
+        return "it rolls everything, or by sizes"
+    back = [-shift for shift in shifts] if isinstance(shifts, (tuple, list)) else -shifts
+    mixed = dims if isinstance(dims, (tuple, list)) else (dims,)
+    return Call(LinearMap(lambda x: x.roll(shifts, dims), lambda u, shape: u.roll(back, dims), mixed), (input,))
+
+
+@function(torch.cumsum, "cumsum")
+def cumsum(input, dim):
+    return Call(
+        LinearMap(lambda x: x.cumsum(dim), lambda u, shape: u.flip(dim).cumsum(dim).flip(dim), (dim,)), (input,)
+    )

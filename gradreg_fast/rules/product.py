@@ -1,0 +1,287 @@
+"""Products and quotients of branches and parameters: elementwise, of matrices, by Einstein's notation."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gradreg_fast.rules.activation import sigmoid
+from gradreg_fast.rules.base import Rule, dot_stacks
+from gradreg_fast.rules.call import Call, Parameter, function, is_real, module
+from gradreg_fast.rules.index import cutting
+from gradreg_fast.rules.merge import Affine, add, broadcastable, unbroadcast
+from gradreg_fast.rules.pointwise import smooth
+
+
+class Multilinear(Rule):
+    """A function of several operands, linear in each; a subclass gives its value and its derivatives' transposes.
+
+    ``ydot`` is the sum of the values with one operand replaced by its tangent, and ``<u, ydot>`` depends on operand j
+    through those where another one is replaced.
+
+    Args:
+        places: for each operand, whether it is a parameter.
+    """
+
+    def __init__(self, places: Sequence[bool]) -> None:
+        self.places = tuple(places)
+        self.curvature_free = self.places.count(False) < 2
+
+    def value(self, operands: Sequence[Tensor]) -> Tensor:
+        """``y``."""
+        raise NotImplementedError
+
+    def replaced(self, operands: Sequence[Tensor], j: int, xdot: Tensor, shape: torch.Size) -> Tensor:
+        """``y [K, ...]`` with a stack for operand j; `shape` is that of y."""
+        raise NotImplementedError
+
+    def transposed(self, operands: Sequence[Tensor], j: int, u: Tensor) -> Tensor:
+        """The stack ``[K, ...]`` like operand j whose product with it is ``<u, y>``."""
+        raise NotImplementedError
+
+    def crossed(self, operands: Sequence[Tensor], j: int, u: Tensor, i: int, xdot: Tensor) -> Tensor:
+        """``sum_k transposed(u^k)`` with ``xdot^k`` for operand i, like operand j: fresh."""
+        raise NotImplementedError
+
+    def forward(self, inputs, parameters, extras):
+        y = self.value(self._operands(inputs, parameters))
+        return y, (*inputs, y.shape)
+
+    def pull(self, saved, parameters, u):
+        operands = self._operands(saved, parameters)
+        return tuple(self.transposed(operands, j, u) for j in self._inputs())
+
+    def push(self, saved, parameters, xdots):
+        operands, shape = self._operands(saved, parameters), saved[-1]
+        parts = [self.replaced(operands, j, xdot, shape) for j, xdot in zip(self._inputs(), xdots, strict=True)]
+        return sum(parts[1:], parts[0])
+
+    def curvature(self, saved, parameters, u, xdots, gradients):
+        operands = self._operands(saved, parameters)
+        tangents = dict(zip(self._inputs(), xdots, strict=True))
+
+        def crossings(j: int) -> Tensor | None:
+            parts = [self.crossed(operands, j, u, i, xdot) for i, xdot in tangents.items() if i != j]
+            return sum(parts[1:], parts[0]) if parts else None
+
+        for position, j in enumerate(self._parameters()):
+            gradients.add(position, lambda j=j: crossings(j))
+        return tuple(crossings(j) for j in self._inputs())
+
+    def gradient(self, saved, parameters, d, gradients):
+        operands = self._operands(saved, parameters)
+        for position, j in enumerate(self._parameters()):
+            gradients.add(position, lambda j=j: self.transposed(operands, j, d.unsqueeze(0)).squeeze(0))
+
+    def _operands(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+        values, constants = iter(inputs), iter(parameters)
+        return [next(constants) if place else next(values) for place in self.places]
+
+    def _inputs(self) -> list[int]:
+        return [j for j, place in enumerate(self.places) if not place]
+
+    def _parameters(self) -> list[int]:
+        return [j for j, place in enumerate(self.places) if place]
+
+
+class Product(Multilinear):
+    """``a b``, shapes broadcast."""
+
+    def value(self, operands):
+        a, b = operands
+        return a * b
+
+    def replaced(self, operands, j, xdot, shape):
+        return broadcastable(xdot, len(shape)) * operands[1 - j]
+
+    def transposed(self, operands, j, u):
+        return unbroadcast(u * operands[1 - j], operands[j].shape)
+
+    def crossed(self, operands, j, u, i, xdot):
+        product = dot_stacks(u, broadcastable(xdot, u.dim() - 1))
+        return unbroadcast(product.unsqueeze(0), operands[j].shape).squeeze(0)
+
+
+class MatrixProduct(Multilinear):
+    """``A B`` of (stacks of) matrices and vectors, as `torch.matmul`."""
+
+    def value(self, operands):
+        return torch.matmul(*operands)
+
+    def replaced(self, operands, j, xdot, shape):
+        matrices = [as_matrix(operand, i) for i, operand in enumerate(operands)]
+        matrices[j] = broadcastable(as_matrix(xdot, j, 1), max(matrix.dim() for matrix in matrices))
+        return torch.matmul(*matrices).reshape(len(xdot), *shape)
+
+    def transposed(self, operands, j, u):
+        a, b = (as_matrix(operand, i) for i, operand in enumerate(operands))
+        u = u.reshape(len(u), *u.shape[1 : 1 + max(a.dim(), b.dim()) - 2], a.shape[-2], b.shape[-1])
+        if j == 0:
+            return unbroadcast(u @ b.mT, a.shape).reshape(len(u), *operands[0].shape)
+        if b.dim() == 2 and len(u) == 1:  # one product over all rows
+            return (a.reshape(-1, a.shape[-1]).mT @ u.reshape(-1, u.shape[-1])).reshape(1, *operands[1].shape)
+        return unbroadcast(a.mT @ u, b.shape).reshape(len(u), *operands[1].shape)
+
+    def crossed(self, operands, j, u, i, xdot):
+        a, b = (as_matrix(operand, k) for k, operand in enumerate(operands))
+        dims = max(a.dim(), b.dim())
+        xdot = broadcastable(as_matrix(xdot, i, 1), dims)
+        u = u.reshape(len(u), *u.shape[1 : dims - 1], a.shape[-2], b.shape[-1])
+        if j == 1 and b.dim() == 2:
+            return (xdot.reshape(-1, a.shape[-1]).mT @ u.reshape(-1, u.shape[-1])).reshape(operands[1].shape)
+        product = (u @ xdot.mT if j == 0 else xdot.mT @ u).sum(0, keepdim=True)
+        return unbroadcast(product, (a, b)[j].shape).reshape(operands[j].shape)
+
+
+class Einsum(Multilinear):
+    """``torch.einsum``, where no operand repeats a letter and every letter is in another operand or in the result.
+
+    Args:
+        subscripts: of each operand.
+        result: of the result.
+    """
+
+    def __init__(self, places: Sequence[bool], subscripts: Sequence[str], result: str) -> None:
+        super().__init__(places)
+        self.subscripts = subscripts
+        self.result = result
+
+    def value(self, operands):
+        return torch.einsum(f"{','.join(self.subscripts)}->{self.result}", *operands)
+
+    def replaced(self, operands, j, xdot, shape):
+        return self._sum(operands, {j: xdot}, "Z" + self.result)
+
+    def transposed(self, operands, j, u):
+        return self._like(operands[j], self._sum(operands, {}, "Z" + self.subscripts[j], j, u), 1)
+
+    def crossed(self, operands, j, u, i, xdot):
+        return self._like(operands[j], self._sum(operands, {i: xdot}, self.subscripts[j], j, u), 0)
+
+    def _sum(self, operands, stacks: dict, result: str, without: int | None = None, u: Tensor | None = None) -> Tensor:
+        """The sum with stacks for some operands and, in place of operand `without`, the cotangents; Z counts stacks."""
+        terms = [("Z" + self.result, u)] if u is not None else []
+        for j, (subscript, operand) in enumerate(zip(self.subscripts, operands, strict=True)):
+            if j != without:
+                terms.append(("Z" + subscript, stacks[j]) if j in stacks else (subscript, operand))
+        return torch.einsum(f"{','.join(subscript for subscript, _ in terms)}->{result}", *(x for _, x in terms))
+
+    def _like(self, operand: Tensor, result: Tensor, stacked: int) -> Tensor:
+        """Where dimensions of size one were broadcast, sum over them."""
+        return result.sum_to_size(*result.shape[:stacked], *operand.shape)
+
+
+class Quotient(Rule):
+    """``y = a / b``, shapes broadcast: ``ydot = (adot - y bdot) / b``."""
+
+    curvature_free = False
+
+    def forward(self, inputs, parameters, extras):
+        a, b = inputs
+        y = a / b
+        return y, (a.shape, b, y)
+
+    def pull(self, saved, parameters, u):
+        shape, b, y = saved
+        u_a = u / b
+        return unbroadcast(u_a, shape), unbroadcast(-u_a * y, b.shape)
+
+    def push(self, saved, parameters, xdots):
+        _, b, y = saved
+        adot, bdot = (broadcastable(xdot, y.dim()) for xdot in xdots)
+        return (adot - y * bdot) / b
+
+    def curvature(self, saved, parameters, u, xdots, gradients):
+        shape, b, y = saved
+        adot, bdot = (broadcastable(xdot, y.dim()) for xdot in xdots)
+        u = u / b.square()
+        a_second = -dot_stacks(u, bdot)
+        b_second = -dot_stacks(u, adot) - 2 * y * a_second
+        return tuple(
+            unbroadcast(t.unsqueeze(0), like).squeeze(0) for t, like in ((a_second, shape), (b_second, b.shape))
+        )
+
+
+def as_matrix(operand: Tensor, position: int, stacked: int = 0) -> Tensor:
+    """A vector operand of `torch.matmul` as the matrix that it stands for: a row on the left, a column on the right."""
+    if operand.dim() - stacked > 1:
+        return operand
+    return operand.unsqueeze(-1 if position else -2)
+
+
+def multilinear(rule: type[Multilinear], operands: Sequence, *settings) -> Call:
+    """A call of such a rule, with its operands where they belong."""
+    places = [isinstance(operand, Parameter) for operand in operands]
+    values = [operand for operand, place in zip(operands, places, strict=True) if not place]
+    constants = [operand for operand, place in zip(operands, places, strict=True) if place]
+    return Call(rule(places, *settings), values, constants)
+
+
+@function(torch.mul, torch.multiply, operator.mul, operator.imul, "mul", "mul_", "multiply")
+def mul(input, other):
+    for number, value in ((input, other), (other, input)):
+        if is_real(number):
+            return Call(Affine(number), (value,))
+    return multilinear(Product, (input, other))
+
+
+@function(torch.div, torch.divide, torch.true_divide, operator.truediv, operator.itruediv, "div", "div_", "divide")
+def div(input, other):
+    if is_real(other):
+        return Call(Affine(1 / other), (input,))
+    if is_real(input):
+        return mul(input, smooth("reciprocal", other))
+    if isinstance(input, Parameter):
+        return mul(input, smooth("reciprocal", other))
+    return Call(Quotient(), (input, other))
+
+
+@function(torch.matmul, torch.bmm, torch.mm, operator.matmul, "matmul", "bmm", "mm")
+def matmul(input, other):
+    return multilinear(MatrixProduct, (input, other))
+
+
+@function(torch.einsum)
+def einsum(equation, *operands):
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = operands[0]
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    subscripts = left.split(",")
+    letters = "".join(subscripts).replace(".", "")
+    if not arrow:
+        once = sorted(letter for letter in set(letters) if letters.count(letter) == 1)
+        result = ("..." if "..." in left else "") + "".join(once)
+    for j, subscript in enumerate(subscripts):
+        own = subscript.replace(".", "")
+        elsewhere = result + "".join(other for i, other in enumerate(subscripts) if i != j)
+        if "Z" in own or len(set(own)) < len(own) or not set(own) <= set(elsewhere):
+            return "its subscripts have no rule"
+    if ("..." in left) != ("..." in result):
+        return "its subscripts have no rule"
+    return multilinear(Einsum, operands, subscripts, result)
+
+
+@function(functional.bilinear)
+def bilinear(input1, input2, weight, bias=None):
+    product = einsum("...i,oij,...j->...o", input1, weight, input2)
+    return product if bias is None else add(product, bias)
+
+
+@module(nn.Bilinear)
+def bilinear_module(layer, input1, input2, parameter):
+    return bilinear(input1, input2, parameter("weight"), parameter("bias"))
+
+
+@function(functional.glu)
+def glu(input, dim=-1):
+    halves = cutting(torch.chunk, input, 2, dim)
+    return mul(halves.member(0), sigmoid(halves.member(1)))
+
+
+@module(nn.GLU)
+def glu_module(layer, x, parameter):
+    return glu(x, layer.dim)

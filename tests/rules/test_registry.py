@@ -1,0 +1,483 @@
+"""Everything that the registry names, in the middle of a network: it has a rule, and autograd's numbers.
+
+A name without an example here fails `test_complete`. Layers with many options have tests of their own beside this.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import gradreg_fast
+from gradreg_fast import tracing
+from gradreg_fast.rules.registry import FUNCTIONS, MODULES
+from gradreg_fast.signature import ONE_TENSOR
+from tests.parity import (
+    assert_primitives,
+    compare,
+    evaluate,
+    jacobian_sqnorm,
+    opaque_reasons,
+    value_and_vjp,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+VECTOR, SEQUENCE, IMAGE, VOLUME = (6,), (4, 6), (4, 5, 6), (2, 3, 4, 3)
+
+# Modules: the shape of their input, without the batch, and how to make one.
+LAYERS = {
+    "linear": (VECTOR, lambda: nn.Linear(6, 4)),
+    "conv 1d": (SEQUENCE, lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2)),
+    "conv 2d": (IMAGE, lambda: nn.Conv2d(4, 3, 3, dilation=2, padding=2)),
+    "conv 3d": (VOLUME, lambda: nn.Conv3d(2, 3, 2, padding=1, bias=False)),
+    "conv 3d, same": (VOLUME, lambda: nn.Conv3d(2, 3, (1, 2, 3), padding="same")),
+    "conv 1d, reflect": (SEQUENCE, lambda: nn.Conv1d(4, 3, 3, padding=2, padding_mode="reflect")),
+    "conv 1d, same, circular": (SEQUENCE, lambda: nn.Conv1d(4, 3, 4, padding="same", padding_mode="circular")),
+    "transposed 1d": (SEQUENCE, lambda: nn.ConvTranspose1d(4, 3, 3, stride=2, padding=1, output_padding=1)),
+    "transposed 2d": (IMAGE, lambda: nn.ConvTranspose2d(4, 6, 3, stride=(2, 1), groups=2, dilation=2)),
+    "transposed 2d, no bias": (IMAGE, lambda: nn.ConvTranspose2d(4, 3, 4, stride=2, padding=1, bias=False)),
+    "transposed 3d": (VOLUME, lambda: nn.ConvTranspose3d(2, 3, 2, stride=2)),
+    "attention": (SEQUENCE, lambda: SelfAttention(nn.MultiheadAttention(6, 3, batch_first=True))),
+    "attention, length first": (SEQUENCE, lambda: SelfAttention(nn.MultiheadAttention(6, 2, bias=False), True)),
+    "encoder layer": (SEQUENCE, lambda: nn.TransformerEncoderLayer(6, 2, 5, 0.0, batch_first=True)),
+    "encoder layer, norms first": (
+        SEQUENCE,
+        lambda: nn.TransformerEncoderLayer(6, 3, 5, 0.0, "gelu", norm_first=True, batch_first=True),
+    ),
+    "encoder": (
+        SEQUENCE,
+        lambda: nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(6, 2, 5, 0.0, batch_first=True), 2, nn.LayerNorm(6), enable_nested_tensor=False
+        ),
+    ),
+    "batch norm 1d": (SEQUENCE, lambda: nn.BatchNorm1d(4)),
+    "batch norm 2d": (IMAGE, lambda: nn.BatchNorm2d(4)),
+    "batch norm 3d": (VOLUME, lambda: nn.BatchNorm3d(2).eval()),
+    "layer norm": (SEQUENCE, lambda: nn.LayerNorm(6)),
+    "layer norm, two dimensions": (IMAGE, lambda: nn.LayerNorm((5, 6), bias=False)),
+    "layer norm, not affine": (VECTOR, lambda: nn.LayerNorm(6, elementwise_affine=False, eps=0.1)),
+    "root mean square": (SEQUENCE, lambda: nn.RMSNorm(6)),
+    "root mean square, not affine": (IMAGE, lambda: nn.RMSNorm((5, 6), 0.1, elementwise_affine=False)),
+    "group norm": (IMAGE, lambda: nn.GroupNorm(2, 4)),
+    "group norm, sequences": (SEQUENCE, lambda: nn.GroupNorm(4, 4, affine=False)),
+    "group norm, vectors": (VECTOR, lambda: nn.GroupNorm(2, 6)),
+    "instance norm 1d": (SEQUENCE, lambda: nn.InstanceNorm1d(4)),
+    "instance norm 2d": (IMAGE, lambda: nn.InstanceNorm2d(4, affine=True)),
+    "instance norm 3d": (VOLUME, lambda: nn.InstanceNorm3d(2)),
+    "instance norm, running statistics": (
+        SEQUENCE,
+        lambda: nn.InstanceNorm1d(4, affine=True, track_running_stats=True).eval(),
+    ),
+    "relu": (VECTOR, nn.ReLU),
+    "leaky relu": (VECTOR, nn.LeakyReLU),
+    "softplus": (VECTOR, nn.Softplus),
+    "tanh": (VECTOR, nn.Tanh),
+    "sigmoid": (VECTOR, nn.Sigmoid),
+    "silu": (VECTOR, nn.SiLU),
+    "gelu": (VECTOR, nn.GELU),
+    "sine": (VECTOR, lambda: gradreg_fast.modules.Sine(3.0)),
+    "elu": (VECTOR, lambda: nn.ELU(0.7)),
+    "celu": (VECTOR, lambda: nn.CELU(0.5)),
+    "selu": (VECTOR, nn.SELU),
+    "mish": (VECTOR, nn.Mish),
+    "hardtanh": (VECTOR, lambda: nn.Hardtanh(-0.3, 0.2)),
+    "relu6": (VECTOR, nn.ReLU6),
+    "hardswish": (VECTOR, nn.Hardswish),
+    "log sigmoid": (VECTOR, nn.LogSigmoid),
+    "softsign": (VECTOR, nn.Softsign),
+    "tanhshrink": (VECTOR, nn.Tanhshrink),
+    "hardshrink": (VECTOR, lambda: nn.Hardshrink(0.2)),
+    "softshrink": (VECTOR, lambda: nn.Softshrink(0.2)),
+    "threshold": (VECTOR, lambda: nn.Threshold(0.1, -2.0)),
+    "prelu": (VECTOR, nn.PReLU),
+    "prelu, channels": (IMAGE, lambda: nn.PReLU(4)),
+    "softmax": (VECTOR, lambda: nn.Softmax(1)),
+    "softmax, positions": (IMAGE, lambda: nn.Softmax(-1)),
+    "softmax 2d": (IMAGE, nn.Softmax2d),
+    "softmin": (SEQUENCE, lambda: nn.Softmin(1)),
+    "log softmax": (SEQUENCE, lambda: nn.LogSoftmax(-1)),
+    "max pool": (IMAGE, lambda: nn.MaxPool2d(2)),
+    "average pool": (IMAGE, lambda: nn.AvgPool2d(2)),
+    "adaptive average pool": (IMAGE, lambda: nn.AdaptiveAvgPool2d(2)),
+    "adaptive max pool": (IMAGE, lambda: nn.AdaptiveMaxPool2d(2)),
+    "upsample": (IMAGE, lambda: nn.Upsample(scale_factor=2)),
+    "upsample, bilinear": (IMAGE, lambda: nn.Upsample((7, 9), mode="bilinear", align_corners=True)),
+    "upsample nearest": (IMAGE, lambda: nn.UpsamplingNearest2d(scale_factor=2)),
+    "upsample bilinear": (IMAGE, lambda: nn.UpsamplingBilinear2d((3, 4))),
+    "pixel shuffle": (IMAGE, lambda: nn.PixelShuffle(2)),
+    "pixel unshuffle": ((2, 4, 6), lambda: nn.PixelUnshuffle(2)),
+    "channel shuffle": (IMAGE, lambda: nn.ChannelShuffle(2)),
+    "unfold": (IMAGE, lambda: nn.Unfold((2, 3), padding=1, stride=2)),
+    "zero pad 1d": (SEQUENCE, lambda: nn.ZeroPad1d((1, 2))),
+    "zero pad 2d": (IMAGE, lambda: nn.ZeroPad2d((1, -1, 0, 2))),
+    "zero pad 3d": (VOLUME, lambda: nn.ZeroPad3d(1)),
+    "constant pad 1d": (SEQUENCE, lambda: nn.ConstantPad1d(1, 0.5)),
+    "constant pad 2d": (IMAGE, lambda: nn.ConstantPad2d((1, 0, 0, 1), -0.5)),
+    "constant pad 3d": (VOLUME, lambda: nn.ConstantPad3d(1, 2.0)),
+    "reflection pad 1d": (SEQUENCE, lambda: nn.ReflectionPad1d((1, 2))),
+    "reflection pad 2d": (IMAGE, lambda: nn.ReflectionPad2d((1, 2, 0, 3))),
+    "reflection pad 3d": (VOLUME, lambda: nn.ReflectionPad3d(1)),
+    "replication pad 1d": (SEQUENCE, lambda: nn.ReplicationPad1d(2)),
+    "replication pad 2d": (IMAGE, lambda: nn.ReplicationPad2d((1, 2, 0, 3))),
+    "replication pad 3d": (VOLUME, lambda: nn.ReplicationPad3d(1)),
+    "circular pad 1d": (SEQUENCE, lambda: nn.CircularPad1d((2, 0))),
+    "circular pad 2d": (IMAGE, lambda: nn.CircularPad2d((1, 2, 0, 3))),
+    "circular pad 3d": (VOLUME, lambda: nn.CircularPad3d(1)),
+    "dropout": (VECTOR, lambda: nn.Dropout(0.4)),
+    "identity": (VECTOR, nn.Identity),
+    "bilinear": (VECTOR, lambda: Twice(nn.Bilinear(6, 6, 3))),
+    "bilinear, no bias": (SEQUENCE, lambda: Twice(nn.Bilinear(6, 6, 3, bias=False))),
+    "glu": (IMAGE, lambda: nn.GLU(1)),
+    "flatten": (IMAGE, lambda: nn.Flatten(1, 2)),
+    "unflatten": (VECTOR, lambda: nn.Unflatten(1, (2, 3))),
+}
+
+UNARY = ["abs", "absolute", "atan", "cos", "cosh", "erf", "exp", "expm1", "neg", "relu", "sigmoid", "sin", "sinh"]
+UNARY += ["square", "tanh"]
+POSITIVE = ["log", "log1p", "reciprocal", "rsqrt", "sqrt"]
+IN_PLACE = ["abs", "atan", "cos", "cosh", "erf", "exp", "expm1", "relu", "sigmoid", "sin", "sinh", "square", "tanh"]
+IN_PLACE += POSITIVE
+
+
+def calls():
+    """Functions of a value h, called with it and a module that holds parameters and a buffer."""
+    found = {}
+    for name in UNARY + POSITIVE:
+        shift = 2 if name in POSITIVE else 0
+        found[name] = lambda h, t, name=name, shift=shift: getattr(torch, name)(h + shift)
+        found[name + " method"] = lambda h, t, name=name, shift=shift: getattr(h + shift, name)()
+    for name in IN_PLACE:
+        shift = 2 if name in POSITIVE else 0
+        found[name + "_"] = lambda h, t, name=name, shift=shift: getattr(torch, name + "_")(h + shift)
+        found[name + "_ method"] = lambda h, t, name=name, shift=shift: getattr(h + shift, name + "_")()
+    return {name: (VECTOR, function) for name, function in found.items()}
+
+
+CALLS = calls() | {
+    "operator abs": (VECTOR, lambda h, t: abs(h)),
+    "operator neg": (VECTOR, lambda h, t: -h),
+    "functional relu": (VECTOR, lambda h, t: functional.relu(h) + functional.relu_(h * 2)),
+    "leaky relu": (VECTOR, lambda h, t: functional.leaky_relu(h, 0.3) + functional.leaky_relu_(h * 2)),
+    "softplus": (VECTOR, lambda h, t: functional.softplus(h, 2)),
+    "functional tanh": (VECTOR, lambda h, t: functional.tanh(h) + functional.sigmoid(h) + torch.special.expit(h)),
+    "silu": (VECTOR, lambda h, t: functional.silu(h) + functional.gelu(h)),
+    "elu": (VECTOR, lambda h, t: functional.elu(h, 2.0) + functional.elu_(h * 2)),
+    "elu in place": (VECTOR, lambda h, t: functional.elu(h * 2, 0.5, True)),
+    "celu": (VECTOR, lambda h, t: functional.celu(h, 2.0) + functional.celu_(h * 2) + torch.celu(h)),
+    "selu": (VECTOR, lambda h, t: functional.selu(h) + functional.selu_(h * 2) + torch.selu(h)),
+    "mish": (VECTOR, lambda h, t: functional.mish(h)),
+    "hardswish": (VECTOR, lambda h, t: functional.hardswish(9 * h)),
+    "hardtanh": (VECTOR, lambda h, t: functional.hardtanh(h, -0.3, 0.2) + functional.hardtanh_(h * 2)),
+    "relu6": (VECTOR, lambda h, t: functional.relu6(h * 9)),
+    "threshold": (VECTOR, lambda h, t: functional.threshold(h, 0.1, 3) + functional.threshold_(h * 2, 0.1, 3)),
+    "torch threshold": (VECTOR, lambda h, t: torch.threshold(h, 0.1, 3)),
+    "shrink": (VECTOR, lambda h, t: functional.hardshrink(h, 0.1) + functional.softshrink(h, 0.1)),
+    "torch shrink": (VECTOR, lambda h, t: torch.hardshrink(h, 0.1)),
+    "softsign": (VECTOR, lambda h, t: functional.softsign(h) + functional.tanhshrink(h)),
+    "log sigmoid": (VECTOR, lambda h, t: functional.logsigmoid(h)),
+    "prelu": (VECTOR, lambda h, t: functional.prelu(h, t.p) + torch.prelu(h, t.p)),
+    "clamp": (VECTOR, lambda h, t: torch.clamp(h, -0.3, 0.2) + torch.clip(h, max=0.1) + h.clip(-0.1)),
+    "clamp method": (VECTOR, lambda h, t: h.clamp(min=-0.1) + torch.clamp_(h * 2, -0.2, 0.3)),
+    "clamp in place": (VECTOR, lambda h, t: (h * 2).clamp_(-0.3)),
+    "clamp ends": (VECTOR, lambda h, t: torch.clamp_min(h, 0.1) + torch.clamp_max(h, 0.2)),
+    "clamp ends, methods": (VECTOR, lambda h, t: h.clamp_min(0.1) + h.clamp_max(0.2)),
+    "clamp ends in place": (VECTOR, lambda h, t: (h * 2).clamp_min_(0.1) + (h * 3).clamp_max_(0.2)),
+    "power": (VECTOR, lambda h, t: h**3 + torch.pow(h, 2) + (h + 2).pow(-1.5) + (h * 2).pow_(4)),
+    "power, few": (VECTOR, lambda h, t: h**1 + h**0 + (h + 2) ** 0.5 + (h + 2) ** -1),
+    "softmax": (SEQUENCE, lambda h, t: functional.softmax(h, 1) * torch.softmax(h, dim=-1)),
+    "softmax method": (SEQUENCE, lambda h, t: h.softmax(2) + h.log_softmax(1)),
+    "log softmax": (SEQUENCE, lambda h, t: functional.log_softmax(h, 1) * torch.log_softmax(h, dim=-1)),
+    "softmin": (SEQUENCE, lambda h, t: functional.softmin(h, 1)),
+    "sum": (SEQUENCE, lambda h, t: torch.sum(h, 1) + h.sum(dim=(1,))),
+    "sum, keeping dimensions": (SEQUENCE, lambda h, t: h * h.sum(-1, keepdim=True)),
+    "mean": (IMAGE, lambda h, t: torch.mean(h, (2, 3)) + h.mean([-1, -2])),
+    "mean of everything": (SEQUENCE, lambda h, t: h - h.mean()),
+    "mean of the batch": (SEQUENCE, lambda h, t: h - h.mean(0)),
+    "variance": (SEQUENCE, lambda h, t: h / (torch.var(h, -1, keepdim=True) + h.var(1, unbiased=False, keepdim=True))),
+    "variance, correction": (SEQUENCE, lambda h, t: h.var((1, 2), correction=2).unsqueeze(1) * h.flatten(1)),
+    "deviation": (SEQUENCE, lambda h, t: torch.std(h, 1) + h.std(dim=1, correction=0)),
+    "deviation of everything": (SEQUENCE, lambda h, t: h + h.std() + h.std(False)),
+    "norm": (SEQUENCE, lambda h, t: torch.norm(h, dim=1) + h.norm(2, 1) + h.norm(p=2, dim=1)),
+    "norm, linalg": (SEQUENCE, lambda h, t: torch.linalg.norm(h, dim=1) + torch.linalg.vector_norm(h, dim=1)),
+    "norm of everything": (SEQUENCE, lambda h, t: h / h.norm()),
+    "normalise": (SEQUENCE, lambda h, t: functional.normalize(h, dim=-1)),
+    "log sum exp": (SEQUENCE, lambda h, t: torch.logsumexp(h, 1) + h.logsumexp((1,))),
+    "extrema": (SEQUENCE, lambda h, t: torch.amax(h, 1) + h.amin((1,)) + h.amax(1) + torch.amin(h, 1)),
+    "extrema, equal": (VECTOR, lambda h, t: torch.cat([h, h], 1).amax(1, keepdim=True) + h),
+    "extrema of everything": (VECTOR, lambda h, t: h * h.max() + torch.min(h)),
+    "max": (SEQUENCE, lambda h, t: torch.max(h, 1)[0] + h.max(1).values + h.min(1)[0] + torch.min(h, dim=1)[0]),
+    "max, keeping dimensions": (SEQUENCE, lambda h, t: h + h.max(-1, keepdim=True)[0]),
+    "maximum": (VECTOR, lambda h, t: torch.maximum(h, h * h) + h.minimum(-h)),
+    "maximum, broadcast": (
+        SEQUENCE,
+        lambda h, t: h.maximum(h.mean(1, keepdim=True)) + torch.minimum(h[:, 1], h.sum(1)).unsqueeze(1),
+    ),
+    "maximum, equal": (VECTOR, lambda h, t: torch.maximum(h, h)),
+    "add": (VECTOR, lambda h, t: torch.add(h, t.p, alpha=2) + h.add(t.c) + (h + h).add_(t.p)),
+    "add, parameter first": (SEQUENCE, lambda h, t: t.p + h.mean(1, keepdim=True)),
+    "sub": (VECTOR, lambda h, t: torch.sub(h, t.p) + torch.subtract(t.p, h, alpha=3) + h.sub(t.c).subtract(h * 2)),
+    "sub in place": (VECTOR, lambda h, t: torch.rsub(h, 1) + (h * 2).sub_(t.p) + (t.p - h)),
+    "parameter grows the value": (SEQUENCE, lambda h, t: h.sum((1, 2), keepdim=True) + t.p),
+    "in place operators": (VECTOR, lambda h, t: in_place(h * 2, t.p)),
+    "mul": (
+        VECTOR,
+        lambda h, t: torch.mul(h, t.p) + h.mul(t.c) * torch.multiply(h, h) + h.multiply(2) + (h * 2).mul_(t.p),
+    ),
+    "mul, broadcast": (SEQUENCE, lambda h, t: h * h.mean((1, 2), keepdim=True) + t.p * h[:, 0].unsqueeze(1)),
+    "mul grows": (SEQUENCE, lambda h, t: h.sum((1, 2), keepdim=True) * t.p),
+    "div": (SEQUENCE, lambda h, t: h / (2 + h.mean(1, keepdim=True)) + torch.div(h, 3) + 1 / (2 + h)),
+    "div, others": (
+        VECTOR,
+        lambda h, t: torch.divide(h, 2 + h) + torch.true_divide(h, 3 + h * h) + h.div(4) + h.divide(2),
+    ),
+    "div in place": (VECTOR, lambda h, t: (h * 2).div_(2 + h) + t.p / (2 + h)),
+    "matrix product": (SEQUENCE, lambda h, t: torch.matmul(h, t.m) + h @ t.m + h.matmul(t.m)),
+    "matrix product, two branches": (SEQUENCE, lambda h, t: h @ (h * h).transpose(1, 2)),
+    "matrix product, batches": (SEQUENCE, lambda h, t: torch.bmm(h, h.mT.sin()) + h.bmm(h.mT)),
+    "matrix product, of matrices": (VECTOR, lambda h, t: torch.mm(h, t.m) + h.mm(t.m)),
+    "matrix product, parameter first": (SEQUENCE, lambda h, t: t.square @ h.mT),
+    "matrix product, vectors": (SEQUENCE, lambda h, t: torch.matmul(h, t.p)),
+    "matrix product, vector first": (SEQUENCE, lambda h, t: torch.matmul(t.p, h.mT)),
+    "matrix product, broadcast": (IMAGE, lambda h, t: h @ h.mean(1, keepdim=True).mT.sin()),
+    "einsum": (SEQUENCE, lambda h, t: torch.einsum("btd,bsd->bts", h, h.sin())),
+    "einsum, parameter": (SEQUENCE, lambda h, t: torch.einsum("b t d, d e -> b e t", h, t.m)),
+    "einsum, implicit": (SEQUENCE, lambda h, t: torch.einsum("btd,de", [h, t.m])),
+    "einsum, ellipsis": (SEQUENCE, lambda h, t: torch.einsum("...d,d->...", h, t.p)),
+    "einsum, three": (SEQUENCE, lambda h, t: torch.einsum("bsd,de,bsd->bse", h, t.m, torch.cos(h))),
+    "einsum, permuting": (SEQUENCE, lambda h, t: torch.einsum("btd->bdt", h)),
+    "bilinear": (VECTOR, lambda h, t: functional.bilinear(h, h.sin(), t.cube)),
+    "glu": (VECTOR, lambda h, t: functional.glu(h)),
+    "cat": (VECTOR, lambda h, t: torch.cat([h, h.sin()], 1) * torch.concat([h, h], -1) * torch.concatenate([h, h], 1)),
+    "stack": (VECTOR, lambda h, t: torch.stack([h, h.sin()], 1) + torch.stack([h, h], -1).mT),
+    "dropout": (VECTOR, lambda h, t: functional.dropout(h, 0.3) + functional.dropout(h, 0.3, False)),
+    "clone": (VECTOR, lambda h, t: torch.clone(h) + h.clone() + h.contiguous()),
+    "linear": (VECTOR, lambda h, t: functional.linear(h, t.square, t.p)),
+    "layer norm": (SEQUENCE, lambda h, t: functional.layer_norm(h, (6,), t.p, t.c) + torch.layer_norm(h, [6])),
+    "root mean square": (SEQUENCE, lambda h, t: functional.rms_norm(h, (6,), t.p) + torch.rms_norm(h, (4, 6))),
+    "group norm": (VECTOR, lambda h, t: functional.group_norm(h, 2, t.p) + torch.group_norm(h, 3, t.p, t.c)),
+    "instance norm": ((6, 4), lambda h, t: functional.instance_norm(h, weight=t.p, bias=t.c)),
+    "batch norm": (VECTOR, lambda h, t: functional.batch_norm(h, None, None, t.p, t.c, True)),
+    "attention": (IMAGE, lambda h, t: functional.scaled_dot_product_attention(h, h.sin(), h * h)),
+    "pool": (IMAGE, lambda h, t: functional.max_pool2d(h, 2) + torch.max_pool2d(h, 2) + functional.avg_pool2d(h, 2)),
+    "adaptive pool": (
+        IMAGE,
+        lambda h, t: functional.adaptive_avg_pool2d(h, 2) + functional.adaptive_max_pool2d(h, 2),
+    ),
+    "interpolate": (IMAGE, lambda h, t: functional.interpolate(h, size=h.shape[2:])),
+    "pixel shuffle": (IMAGE, lambda h, t: functional.pixel_unshuffle(functional.pixel_shuffle(h, 2), 2)),
+    "torch pixel shuffle": (IMAGE, lambda h, t: torch.pixel_unshuffle(torch.pixel_shuffle(h, 2), 2)),
+    "channel shuffle": (IMAGE, lambda h, t: functional.channel_shuffle(h, 2) + torch.channel_shuffle(h, 4)),
+    "unfold": (IMAGE, lambda h, t: functional.unfold(h, 2)),
+    "pad": (IMAGE, lambda h, t: functional.pad(h, (1, 2, 0, -1), value=0.3)),
+    "index": (IMAGE, lambda h, t: h[:, 1:3, ..., -1] * h[:, ::2, 0, 1:] + h[:, None, 0, :, 2]),
+    "index, list": (SEQUENCE, lambda h, t: h[:, [0, 2, 2]] + h[:, :, [1]][:, 1:]),
+    "index, sizes": (SEQUENCE, lambda h, t: h[:, : h.size(1) - 1, h.shape[2] // 2 :]),
+    "index, samples": (SEQUENCE, lambda h, t: h + h[:1] + h[-1]),
+    "select": (SEQUENCE, lambda h, t: torch.select(h, 1, -1) + h.select(-2, 0)),
+    "narrow": (SEQUENCE, lambda h, t: torch.narrow(h, 1, 1, 2) + h.narrow(-2, -3, 2)),
+    "chunk": (VECTOR, lambda h, t: torch.chunk(h, 2, 1)[0] * h.chunk(2, dim=-1)[1]),
+    "chunk, uneven": (VECTOR, lambda h, t: h.chunk(4, 1)[2] * torch.tensor_split(h, 4, 1)[0]),
+    "split": (VECTOR, lambda h, t: torch.split(h, 2, 1)[-1] * h.split([1, 2, 3], 1)[1]),
+    "split with sizes": (
+        VECTOR,
+        lambda h, t: torch.split_with_sizes(h, [2, 4], 1)[0] * h.split_with_sizes([4, 2], -1)[1],
+    ),
+    "tensor split": (SEQUENCE, lambda h, t: h.tensor_split(3, dim=1)[1].flatten(1)),
+    "unpacked": (VECTOR, lambda h, t: swapped(h)),
+    "unbind": (SEQUENCE, lambda h, t: torch.unbind(h, 1)[3] * h.unbind(-2)[0]),
+    "unbind the batch": (VECTOR, lambda h, t: h * h.unbind()[0]),
+    "expand": (VECTOR, lambda h, t: h.unsqueeze(1).expand(-1, 3, -1) * h.unsqueeze(2).expand(-1, 6, 6)[:, 3:]),
+    "broadcast": (
+        VECTOR,
+        lambda h, t: torch.broadcast_to(h.unsqueeze(1), (h.shape[0], 2, 6)) + h[:, None].broadcast_to(h.size(0), 2, 6),
+    ),
+    "repeat": (SEQUENCE, lambda h, t: h.repeat(1, 2, 3) + h[:, :2].repeat((1, 4, 3))),
+    "repeat the batch": (VECTOR, lambda h, t: h + h.mean(0, keepdim=True).repeat(h.shape[0], 1)),
+    "repeat interleaved": (SEQUENCE, lambda h, t: torch.repeat_interleave(h, 2, 1) + h.repeat_interleave(2, dim=-2)),
+    "flip": (IMAGE, lambda h, t: torch.flip(h, (1, 3)) * h.flip(-1) + h.flip([2])),
+    "flip the batch": (VECTOR, lambda h, t: h * h.flip(0)),
+    "roll": (IMAGE, lambda h, t: torch.roll(h, 1, 1) * h.roll((1, -2), (2, 3))),
+    "roll the batch": (VECTOR, lambda h, t: h * h.roll(1, 0)),
+    "cumulative sum": (SEQUENCE, lambda h, t: torch.cumsum(h, 1) * h.cumsum(-1)),
+    "reshapes": (SEQUENCE, lambda h, t: torch.reshape(torch.flatten(h, 1), (-1, 2, 12)) * h.reshape(-1, 2, 12)),
+    "reshapes, methods": (
+        SEQUENCE,
+        lambda h, t: h.flatten(1).view(-1, 4, 6).unflatten(1, (2, 2)).unsqueeze(1).squeeze(1),
+    ),
+    "reshapes, functions": (
+        SEQUENCE,
+        lambda h, t: torch.squeeze(torch.unsqueeze(torch.unflatten(h, 1, (2, 2)), 1), 1),
+    ),
+    "permutations": (
+        IMAGE,
+        lambda h, t: torch.permute(h, (0, 2, 1, 3)).permute(0, 1, 3, 2) + torch.transpose(h, 1, 2).transpose(2, 3),
+    ),
+    "swaps": (
+        SEQUENCE,
+        lambda h, t: torch.swapaxes(h, 1, 2) + h.swapaxes(1, 2) + torch.swapdims(h, 1, 2) + h.swapdims(1, 2),
+    ),
+    "moves": (
+        IMAGE,
+        lambda h, t: torch.movedim(h, 1, 3) + h.movedim(1, 3) + torch.moveaxis(h, 1, -1) + h.moveaxis(1, 3),
+    ),
+    "transposes": (VECTOR, lambda h, t: torch.t(h).t() + torch.t(h.t()) + h.T.T),
+    "convolution": (SEQUENCE, lambda h, t: functional.conv1d(h, t.k1) + torch.conv1d(h, t.k1)),
+    "convolution of images": (IMAGE, lambda h, t: functional.conv2d(h, t.k2) + torch.conv2d(h, t.k2, padding="valid")),
+    "convolution of volumes": (VOLUME, lambda h, t: functional.conv3d(h, t.k3) + torch.conv3d(h, t.k3)),
+    "transposed": (SEQUENCE, lambda h, t: functional.conv_transpose1d(h, t.k1) + torch.conv_transpose1d(h, t.k1)),
+    "transposed, images": (IMAGE, lambda h, t: functional.conv_transpose2d(h, t.k2) + torch.conv_transpose2d(h, t.k2)),
+    "transposed, volumes": (
+        VOLUME,
+        lambda h, t: functional.conv_transpose3d(h, t.k3) + torch.conv_transpose3d(h, t.k3),
+    ),
+}
+
+
+SHAPES = {
+    "p": (6,),
+    "m": (6, 5),
+    "square": (6, 6),
+    "cube": (3, 6, 6),
+    "k1": (4, 4, 3),
+    "k2": (4, 4, 2, 3),
+    "k3": (2, 2, 2, 2, 2),
+}
+
+
+class Function(nn.Module):
+    """A function of a value and of the tensors that this holds."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        for name, shape in SHAPES.items():
+            setattr(self, name, nn.Parameter(torch.rand(shape) + 0.1))
+        self.register_buffer("c", torch.randn(6))
+
+    def forward(self, h):
+        return self.function(h, self)
+
+
+def in_place(h, p):
+    h += p
+    h -= 2
+    h *= 3
+    h /= 2
+    h **= 2
+    return h
+
+
+def swapped(h):
+    a, b = h.chunk(2, 1)
+    return torch.cat([b, a.sin()], 1)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, attention, length_first=False):
+        super().__init__()
+        self.attention = attention
+        self.length_first = length_first
+
+    def forward(self, x):
+        if self.length_first:
+            x = x.transpose(0, 1)
+        y, _ = self.attention(x, x, x, need_weights=False)
+        return y.transpose(0, 1) if self.length_first else y
+
+
+class Twice(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x, torch.sin(x))
+
+
+class Around(nn.Module):
+    """A function or layer of a value of some shape, in the middle of a smooth network."""
+
+    def __init__(self, shape, inner, outputs=2):
+        super().__init__()
+        self.shape = shape
+        self.first = nn.Linear(3, torch.Size(shape).numel())
+        self.inner = inner
+        with torch.random.fork_rng(), torch.no_grad():
+            result = self.middle(torch.randn(2, 3))
+        self.last = nn.Linear(result.flatten(1).shape[1], outputs)
+
+    def middle(self, x):
+        return self.inner(torch.tanh(self.first(x)).unflatten(1, self.shape))
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.middle(x)).flatten(1))
+
+
+def randomised(layer):
+    """The layer with parameters and statistics that are not the initial ones."""
+    with torch.no_grad():
+        for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+            if tensor.is_floating_point() and "running" in name:
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.is_floating_point():
+                tensor.add_(0.3 * torch.randn_like(tensor))
+    return layer
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers(name):
+    shape, make = LAYERS[name]
+    model = Around(shape, randomised(make()))
+    assert opaque_reasons(model) == []
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert_primitives(model, torch.randn(3, 3))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_functions(name):
+    shape, function = CALLS[name]
+    model = Around(shape, Function(function))
+    assert opaque_reasons(model) == []
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert_primitives(model, torch.randn(3, 3))
+
+
+@pytest.mark.parametrize("make", [nn.Hardsigmoid, lambda: Formula(functional.hardsigmoid)], ids=["layer", "function"])
+def test_hard_sigmoid(make):
+    """Eager has no double backward for it: the formula has."""
+    model = Around(VECTOR, make())
+    oracle = copy.deepcopy(model)
+    oracle.inner = Formula(lambda h: (h + 3).clamp(0, 6) / 6)
+    with torch.no_grad():
+        model.first.weight.mul_(9)
+        oracle.first.weight.mul_(9)
+    assert opaque_reasons(model) == []
+    x, cotangent = torch.randn(5, 3), torch.randn(5, 2)
+    compare(
+        evaluate(gradreg_fast.value_and_vjp, model, [x, cotangent]), evaluate(value_and_vjp, oracle, [x, cotangent])
+    )
+    compare(evaluate(gradreg_fast.jacobian_sqnorm, model, [x]), evaluate(jacobian_sqnorm, oracle, [x]))
+
+
+class Formula(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, h):
+        return self.function(h)
+
+
+def test_complete():
+    """Every registered name has an example above."""
+    targets = set()
+    for shape, function in CALLS.values():
+        root = tracing._Root(Around(shape, Function(function)), ONE_TENSOR, True)
+        traced = tracing._Tracer(root).trace(root)
+        targets |= {node.target for node in traced.nodes}
+    assert set(FUNCTIONS) - targets == {functional.hardsigmoid}
+    modules = {type(module) for _, make in LAYERS.values() for module in make().modules()}
+    assert set(MODULES) - modules == {nn.Hardsigmoid}
