@@ -30,17 +30,12 @@ from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import HALVES, kernel_for
 from gradreg_fast.planner import adjoints_are_cotangents
-from gradreg_fast.rules.activation import GELU, LeakyReLU, ReLU, Sigmoid, SiLU, Sine, Softplus, Tanh
+from gradreg_fast.rules.attention import Attention
 from gradreg_fast.rules.base import elements, per_sample
 from gradreg_fast.rules.conv import Conv
 from gradreg_fast.rules.conv_block import ConvBlock
-from gradreg_fast.rules.linear import Linear
-from gradreg_fast.rules.merge import Add, Affine, Cat, Dropout
-from gradreg_fast.rules.norm import BatchNormEval, BatchNormTrain
 from gradreg_fast.rules.opaque import Opaque
-from gradreg_fast.rules.part import Part
-from gradreg_fast.rules.pool import AveragePool, MaxPool
-from gradreg_fast.rules.shape import Permute, Reshape
+from gradreg_fast.rules.pointwise import Kinked
 
 # When the closed form is ahead of autograd in user's own lines, by measurements on one thread of a CPU in float32:
 # - what Python takes for a node in a whole step, beyond autograd's own share, and for one that autograd runs;
@@ -51,10 +46,7 @@ RATE = 7e10
 SCALED_UNITS, CONVOLUTION_UNITS = 2.0, 0.9
 # - a forward's products from which a compiled network with one output is ahead.
 LEAST_COMPILED = 5e6
-MEASURED = (
-    *(Linear, Conv, ConvBlock, MaxPool, AveragePool, BatchNormTrain, BatchNormEval, Add, Affine, Cat, Dropout),
-    *(Reshape, Permute, ReLU, LeakyReLU, Softplus, Tanh, Sigmoid, SiLU, GELU, Sine, Opaque, Part),
-)
+WITHOUT_DOUBLE_BACKWARD = (Attention, Kinked)  # in PyTorch, for some of these: never left to autograd
 
 
 def pays(graph: Graph, x: Tensor) -> bool:
@@ -76,7 +68,7 @@ def _saves_time(linearization: Linearization) -> bool:
     products, convolutions, seconds = 0, 0, 0.0
     for i, node in enumerate(graph.nodes):
         if node and node.inputs:
-            if type(node.rule) not in MEASURED:
+            if isinstance(node.rule, WITHOUT_DOUBLE_BACKWARD):
                 return True
             flops = node.rule.flops(linearization.parameters[i], linearization.shapes[i])
             products += flops

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import gradreg_fast
 from gradreg_fast import convert
 from tests.flops import count
-from tests.parity import assert_parity, compare, evaluate, recorded_gradient, value_and_vjp
+from tests.parity import WithoutRule, assert_parity, compare, evaluate, recorded_gradient, value_and_vjp
 
 pytestmark = [pytest.mark.usefixtures("float64", "each_backend"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -147,8 +147,8 @@ MODELS = {
     "piecewise linear": lambda: mlp(3, nn.ReLU),
     "piecewise linear critic": lambda: mlp(1, lambda: nn.LeakyReLU(0.2)),
     "a layer": lambda: nn.Linear(4, 2),
-    "without a rule": lambda: nn.Sequential(nn.Linear(4, 3), nn.Softsign(), nn.Linear(3, 2)),
-    "nothing with a rule": nn.Softsign,
+    "without a rule": lambda: nn.Sequential(nn.Linear(4, 3), WithoutRule(), nn.Linear(3, 2)),
+    "nothing with a rule": WithoutRule,
     "batch statistics": lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 2)),
     "evaluation": lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 2)).eval(),
     "dropout": lambda: nn.Sequential(nn.Linear(4, 9), nn.Dropout(0.5), nn.Tanh(), nn.Linear(9, 2)),

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import gradreg_fast
 from gradreg_fast import convert
 from gradreg_fast.backend import library
-from tests.parity import compare, evaluate, jacobian_sqnorm, recorded_gradient, value_and_vjp
+from tests.parity import WithoutRule, compare, evaluate, jacobian_sqnorm, recorded_gradient, value_and_vjp
 
 EXAMPLES = int(os.environ.get("GRADREG_FAST_EXAMPLES", "200"))
 SEED = int(os.environ.get("GRADREG_FAST_SEED", "0"))
@@ -63,7 +63,7 @@ LAYERS = {
     "relu in place": lambda: nn.ReLU(inplace=True),
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
-    "softsign": nn.Softsign,
+    "without a rule": WithoutRule,
     "norm": lambda: nn.BatchNorm1d(WIDTH),
     "layer norm": lambda: nn.LayerNorm(WIDTH),
     "dropout": lambda: nn.Dropout(0.3),
