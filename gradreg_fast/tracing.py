@@ -221,6 +221,7 @@ class _Converter:
         self.slots: dict[tuple[int, str], int] = {}
         self.slot_list: list[Slot | Given | Upstream] = []
         self.changing: list[weakref.ref[nn.Module]] = []
+        self.counters: set[int] = set()
         self.environment: dict[fx.Node, object] = {}
         self.position: dict[fx.Node, int] = {}
 
@@ -242,6 +243,8 @@ class _Converter:
         if len(values) != 1 or any(True for kind in (Parameter, Plain) for _ in collect(kind, output)):
             raise Untraceable("it must return one tensor that depends on its input")
         (value,) = values
+        if self.counters & {slot for node in self.nodes[1:] for slot in (*node.slots, *node.updated)}:
+            raise Untraceable("it changes a buffer in place that the layers read")
         structure = None if output is value else _ordinary(output)
         return Graph(
             tuple(self.nodes), tuple(self.slot_list), value.index, value.index, tuple(self.changing), structure
@@ -309,7 +312,7 @@ class _Converter:
         if node.op != "call_module" and not parameters:
             return self.plain(node, arguments, keywords)
         if self.mutates(node):
-            raise Untraceable(f"{node.name} changes something in place")
+            self.note_counter(node, arguments[0])
         function = self.callable(node)
         if plains:  # sizes are known on the way only: a node of the graph that ignores its input
             return self.opaque(node, "it does not depend on the input", function, arguments, keywords)
@@ -319,6 +322,14 @@ class _Converter:
             return function(*filled, **filled_keywords)
 
         return self.slot(Upstream(compute, tuple(parameter.slot for parameter in parameters)))
+
+    def note_counter(self, node: fx.Node, changed: object) -> None:
+        """A buffer that only what does not depend on the input may read, since that runs first (a count of batches)."""
+        slot = self.slot_list[changed.slot] if isinstance(changed, Parameter) else None
+        if type(slot) is not Slot or slot.attribute not in slot.owner()._buffers:
+            raise Untraceable(f"{node.name} changes something in place")
+        self.counters.add(changed.slot)
+        self.changing.append(slot.owner)
 
     def callable(self, node: fx.Node) -> Callable:
         """What the node calls; a module is held weakly."""

@@ -310,11 +310,10 @@ def test_buffers_that_decide():
             return self.inner(x) * (factor + float(self.seen))
 
     model, x = Initialised(), torch.randn(3, 4)
-    for _ in range(2):
+    for change in (lambda: None, lambda: model.ready.fill_(True), lambda: model.seen.add_(1)):
+        change()
         assert_parity(model, gradreg_fast.value_and_vjp, oracle, x)
         assert_parity(model, lambda m, x: oracle(convert(m), x), oracle, x)
-        model.ready.fill_(True)
-        model.seen.add_(1)
 
 
 def test_forwards_that_set_attributes():
@@ -382,3 +381,31 @@ def test_forwards_that_replace_buffers():
     model, x = Counting(), torch.randn(3, 4)
     for function in (gradreg_fast.value_and_vjp, lambda m, x: oracle(convert(m), x)):
         assert_parity(model, function, oracle, x)
+
+
+class Counters(nn.Module):
+    """A count of calls in a buffer, read by nothing, by what does not depend on x, or by what does."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.read = read
+        self.inner = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("calls", torch.ones(()))
+
+    def forward(self, x):
+        y = self.inner(x)
+        if self.read == "before":
+            y = torch.tanh(y + self.calls)
+        self.calls.add_(1)
+        if self.read == "upstream":
+            y = y * (self.scale * self.calls)
+        return torch.tanh(y * self.calls) if self.read == "after" else y
+
+
+@pytest.mark.parametrize("read", ["never", "upstream", "before", "after"])
+def test_buffers_changed_in_place(read):
+    model, x = Counters(read), torch.randn(3, 4)
+    assert_parity(model, gradreg_fast.value_and_vjp, oracle, x)
+    assert_parity(model, lambda m, x: oracle(convert(m), x), oracle, x)
+    assert is_opaque(model) == (read in ("before", "after"))
