@@ -41,6 +41,7 @@ _IN_PLACE_OPERATORS = (
 )
 _SEVERAL = {"chunk", "split", "tensor_split", "unbind", "hsplit", "vsplit", "dsplit", "topk", "sort", "aminmax"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_FRESH = {"new_empty", "new_zeros", "new_ones", "new_full", torch.empty_like, torch.zeros_like, torch.ones_like}
 _SIZES = {"size", "dim", "numel", "ndimension", "shape", "ndim", "dtype", "device"}
 
 
@@ -472,6 +473,8 @@ class _Converter:
 
     def is_view(self, node: fx.Node) -> bool:
         """Whether the node's value may share memory with its first argument."""
+        if node.target in _FRESH:
+            return False
         value = self.environment.get(node)
         if isinstance(value, Several):
             return True

@@ -141,7 +141,23 @@ def mlp_of(width):
     return nn.Sequential(nn.Linear(width, 3), nn.Softplus(), nn.Linear(3, 2))
 
 
+class StochasticDepth(nn.Module):
+    """As timm writes it: one random number a sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.branch, self.last = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        branch = torch.tanh(self.branch(h))
+        kept = branch.new_empty((branch.shape[0],) + (1,) * (branch.ndim - 1)).bernoulli_(0.5)
+        kept.div_(0.5)
+        return self.last(h + branch * kept)
+
+
 MODELS = {
+    "stochastic depth": StochasticDepth,
     "smooth": mlp,
     "one output": lambda: mlp(1),
     "piecewise linear": lambda: mlp(3, nn.ReLU),
