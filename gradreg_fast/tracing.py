@@ -314,9 +314,13 @@ class _Converter:
             return self.plain(node, arguments, keywords)
         if self.mutates(node):
             self.note_counter(node, arguments[0])
-        function = self.callable(node)
         if plains:  # sizes are known on the way only: a node of the graph that ignores its input
-            return self.opaque(node, "it does not depend on the input", function, arguments, keywords)
+            reason = "it does not depend on the input"
+            if node.op == "call_module":
+                module = self.root.get_submodule(node.target)
+                return self.opaque_module(node, module, reason, arguments, keywords)
+            return self.opaque(node, reason, _callable(node), arguments, keywords)
+        function = self.callable(node)
 
         def compute(*tensors):
             filled, filled_keywords = fill((arguments, keywords), dict(zip(parameters, tensors, strict=True)))
@@ -373,10 +377,14 @@ class _Converter:
             if not isinstance(call, str):
                 return self.emit(node, call)
             reason = call
+        return self.opaque_module(node, module, reason or "no rule", arguments, keywords)
+
+    def opaque_module(self, node: fx.Node, module: nn.Module, reason: str, arguments, keywords) -> Value:
+        """A module that autograd runs, with the node's parameters for its own."""
         self.reject_tuple(node)
         names = [name for name, _ in module.named_parameters()]
         own = [self.parameter(f"{node.target}.{name}") for name in names]
-        reason = f"{type(module).__name__}: {reason or 'no rule'}"
+        reason = f"{type(module).__name__}: {reason}"
         reference = weakref.ref(module)
         self.changing.append(reference)
 
