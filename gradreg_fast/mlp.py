@@ -19,7 +19,7 @@ from gradreg_fast.backend import available, current
 from gradreg_fast.context import closed_form, differentiable, requested
 from gradreg_fast.graph import Graph
 from gradreg_fast.rules import activation
-from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.base import Rule, has_numbers, is_plain
 from gradreg_fast.rules.linear import Linear
 from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from gradreg_fast.rules.shape import Reshape
@@ -87,12 +87,12 @@ class Mlp:
     def prefers_gram(self, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
         """Whether ``||g||^2`` is much cheaper from the first layer's Gram matrix, which the kernels do not form."""
         n, d = tensors[self.weights[0]].shape
-        saved = planner.swept_flops(len(x), n, d) - planner.gram_flops(len(x), n, d)
+        saved = planner.swept_flops(x.shape[0], n, d) - planner.gram_flops(x.shape[0], n, d)
         return current() == "auto" and saved > GRAM_SAVINGS
 
     def output_shape(self, x: Tensor, tensors: Sequence[Tensor | None]) -> torch.Size:
         """Of what the network returns."""
-        return _through(self.after, x.new_empty(len(x), len(tensors[self.weights[-1]]), device="meta")).shape
+        return _through(self.after, x.new_empty(x.shape[0], len(tensors[self.weights[-1]]), device="meta")).shape
 
     def rows(self, x: Tensor) -> Tensor:
         """The input as ``[B, d]``."""
@@ -133,7 +133,7 @@ class Mlp:
             y ``[B, ...]`` and the norms ``[B]``.
         """
         if offset is not None:
-            offset = offset.reshape(len(offset), len(x), math.prod(x.shape[1:]))
+            offset = offset.reshape(len(offset), x.shape[0], math.prod(x.shape[1:]))
         return self._apply(x, cotangent, offset, tensors, measured=True)
 
     def _apply(self, x, cotangent, offset, tensors, measured):
@@ -144,7 +144,7 @@ class Mlp:
             return y.to(x.dtype), result if measured else result.to(x.dtype)
         stack = 1 if cotangent is None else len(cotangent)
         if cotangent is not None and cotangent.dim() != 3:
-            cotangent = cotangent.reshape(stack, len(x), len(tensors[self.weights[-1]]))
+            cotangent = cotangent.reshape(stack, x.shape[0], len(tensors[self.weights[-1]]))
         x = _through(self.before, x)
         if any(map(differentiable, (x, cotangent, *tensors))):
             y, result = _Sweeps.apply(self, measured, offset, x, cotangent, *tensors)
@@ -266,14 +266,14 @@ class Mlp:
         if not self.loss:
             return True
         target, shape = tensors[self.target], self.output_shape(x, tensors)
-        if shape[:1] != (len(x),):
+        if shape[:1] != (x.shape[0],):
             return False
         if self.loss != LOSSES[CrossEntropy]:
-            return target.shape == shape or target.numel() == shape.numel() == len(x)
+            return target.shape == shape or target.numel() == shape.numel() == x.shape[0]
         if target.is_floating_point():
             return len(shape) == 2 and target.shape == shape
         indices = len(shape) == 2 and target.shape == shape[:1] and target.dtype != torch.bool
-        return indices and bool(not len(target) or target.max() < shape[1])
+        return indices and (not has_numbers(target) or not target.numel() or bool(target.max() < shape[1]))
 
     def takes(self, cotangent: Tensor, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
         """Whether this is a stack of cotangents that fits; if not, PyTorch lines say what is wrong."""
@@ -329,10 +329,10 @@ def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp
         return None
     matrices = [tensors[slot] for slot in mlp.weights]
     rows = _through(mlp.before, x) if mlp.before else x
-    if rows.dim() != 2 or len(rows) != len(x) or rows.shape[1] != matrices[0].shape[1]:
+    if rows.dim() != 2 or rows.shape[0] != x.shape[0] or rows.shape[1] != matrices[0].shape[1]:
         return None  # the PyTorch lines say what is wrong
     for tensor in (x, *matrices):
-        if tensor.dtype != x.dtype or (type(tensor) is not torch.nn.Parameter and type(tensor) is not Tensor):
+        if tensor.dtype != x.dtype or not is_plain(tensor):
             return None
     if choice == "auto" and not worthwhile(x, matrices):
         return None
@@ -344,7 +344,7 @@ def worthwhile(x: Tensor, matrices: Sequence[Tensor]) -> bool:
     if max(max(weight.shape) for weight in matrices) <= CROSSOVER[x.dtype]:
         return True
     threads = torch.get_num_threads()  # kernels divide rows among them, PyTorch's products anything
-    return x.dtype not in HALVES and (threads == 1 or len(x) >= LIBRARY_ROWS * threads)
+    return x.dtype not in HALVES and (threads == 1 or x.shape[0] >= LIBRARY_ROWS * threads)
 
 
 def kind_of(rule: Rule) -> tuple[int, tuple[float, float]] | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradreg_fast import active, contraction, planner
 from gradreg_fast.blocks import with_blocks
+from gradreg_fast.compiling import compilable
 from gradreg_fast.context import (
     closed_form,
     differentiable,
@@ -38,6 +39,7 @@ Cotangent = Tensor | Callable[[Linearization], Tensor] | None
 """The cotangents ``[K, B, ...]`` of the seed; None for ones, ``K = 1``; or a function that makes constant ones."""
 
 
+@compilable
 @recomputable
 @callable_with(gradient_like_x=True)
 def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -66,6 +68,7 @@ def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) 
     return _first(stacked_vjp(graph, tensors, x, cotangent.unsqueeze(0)))
 
 
+@compilable
 @recomputable
 @callable_with()
 def jacobian_sqnorm(
@@ -190,7 +193,7 @@ def sqnorm_or_estimate(
     if not isinstance(projections, int) or isinstance(projections, bool) or projections < 1:
         raise ValueError(f"projections must be a positive integer or None, got {projections!r}")
     y, norms = sqnorm(graph, tensors, x, RandomUnits(projections, generator))
-    return y, norms * (y[0].numel() / projections if len(y) else 0)
+    return y, norms * (y[0].numel() / projections if y.shape[0] else 0)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 Saved = tuple
 """What a rule keeps of its forward: tensors and plain Python values."""
@@ -155,6 +157,16 @@ class Rule:
     def flops(self, parameters: Sequence[Tensor | None], shape: torch.Size) -> int:
         """Operations of this node's product for one batch whose output has this shape; 0 if it has none."""
         return 0
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether somebody may look at the tensor's numbers: not while a tracer runs."""
+    return type(tensor) in (Tensor, torch.nn.Parameter)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether kernels can read the tensor's memory; for a tracer, will be able to."""
+    return type(tensor) in (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
 
 
 def per_sample(scale: Tensor, like: Tensor) -> Tensor:
