@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.base import Rule, stacked
 from gradreg_fast.rules.call import FUNCTIONS, MODULES, Call, Parameter, Several, function, module
 from gradreg_fast.rules.index import select
 from gradreg_fast.rules.linear import linear
@@ -28,7 +28,7 @@ from gradreg_fast.rules.shape import permuting, reshaping
 
 aten = torch.ops.aten
 
-BLOCK_BYTES = 2**21  # of a block of P: it and its companions stay in a core's cache
+BLOCK_BYTES = 2**19  # of a block of P: it and its companions stay in a core's cache
 
 
 class Attention(Rule):
@@ -218,11 +218,6 @@ class Blocks:
 def softmax_derivative(v: Tensor, P: Tensor) -> Tensor:
     """``P (v - sum P v)``, for cotangents and tangents alike."""
     return aten._softmax_backward_data(v, P, -1, P.dtype)
-
-
-def stacked(members: Sequence[Tensor]) -> Tensor:
-    """A stack of members."""
-    return members[0].unsqueeze(0) if len(members) == 1 else torch.stack(list(members))
 
 
 @function(functional.scaled_dot_product_attention)
