@@ -29,6 +29,7 @@ from gradreg_fast.rules.shape import permuting, reshaping
 aten = torch.ops.aten
 
 BLOCK_BYTES = 2**19  # of a block of P: it and its companions stay in a core's cache
+LEAST_ROWS = 32  # of a block, however long: smaller products run too far below a large one's rate
 
 
 class Attention(Rule):
@@ -149,7 +150,7 @@ class Blocks:
         """Yields indices into queries and keys, and P of the block."""
         (N, L, _), S = self.q.shape, self.k.shape[1]
         row = S * self.q.element_size()
-        rows = min(L, max(32, BLOCK_BYTES // max(1, row)))
+        rows = min(L, max(LEAST_ROWS, BLOCK_BYTES // max(1, row)))
         matrices = max(1, BLOCK_BYTES // max(1, rows * row))
         for first in range(0, N, matrices):
             for start in range(0, L, rows):
