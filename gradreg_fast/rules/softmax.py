@@ -41,8 +41,8 @@ class Softmax(Rule):
         p, dim = saved
         (v,) = xdots
         # <u, J v> is the covariance of u and v under p; its derivative is p times the centred product, centred again
-        product = dot_stacks(u - mean(p, u, dim + 1), v - mean(p, v, dim + 1))  # [B, C, ...]
-        return (product.sub_(mean(p, product, dim)).mul_(p),)
+        product = dot_stacks(self.pull(saved, parameters, u)[0], v - mean(p, v, dim + 1))  # [B, C, ...]
+        return (product.addcmul_(p, product.sum(dim, keepdim=True), value=-1),)
 
 
 class LogSoftmax(Softmax):
@@ -64,9 +64,8 @@ class LogSoftmax(Softmax):
     def curvature(self, saved, parameters, u, xdots, gradients):
         z, dim = saved
         p, (v,) = z.exp(), xdots
-        centred = (v - mean(p, v, dim + 1)).mul_(u.sum(dim + 1, keepdim=True))
-        centred = centred[0] if len(centred) == 1 else centred.sum(0)
-        return (centred.mul_(p).neg_(),)
+        projected = aten._softmax_backward_data(v, p.expand_as(v), dim + 1, p.dtype)  # p (v - mean of v)
+        return (dot_stacks(-u.sum(dim + 1, keepdim=True), projected),)
 
 
 def mean(p: Tensor, v: Tensor, dim: int) -> Tensor:

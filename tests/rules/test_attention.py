@@ -64,10 +64,12 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("blocks", ["one", "many"])
+@pytest.mark.parametrize("blocks", ["one, kept", "one", "many, kept", "many"])
 @pytest.mark.parametrize("make", OPTIONS.values(), ids=OPTIONS)
 def test_options(make, blocks, monkeypatch):
-    if blocks == "many":
+    if "kept" not in blocks:
+        monkeypatch.setattr(attention, "KEPT_KEYS", 0)
+    if "many" in blocks:
         monkeypatch.setattr(attention, "BLOCK_BYTES", 1)
         monkeypatch.setattr(attention, "LEAST_ROWS", 4)
     model = make()
