@@ -4,6 +4,8 @@ A name without an example here fails `test_complete`. Layers with many options h
 """
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import gradreg_fast
-from gradreg_fast.rules.registry import FUNCTIONS, MODULES
+from gradreg_fast.rules.registry import FUNCTIONS, MODULES, spelled, table
 from tests.parity import (
     assert_primitives,
     compare,
@@ -478,3 +480,13 @@ def test_complete():
     assert set(FUNCTIONS) - targets == {functional.hardsigmoid}
     modules = {type(module) for _, make in LAYERS.values() for module in make().modules()}
     assert set(MODULES) - modules == {nn.Hardsigmoid}
+
+
+def test_the_documentation_names_every_rule():
+    """The README's table is the registry's, and names each module, function and method."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    written = readme.partition("<!-- rules:")[2].partition("-->")[2].partition("<!-- end of rules -->")[0]
+    assert written.strip() == table()
+    names = set(re.findall(r"`([^`]+)`", table()))
+    assert {kind.__name__ for kind in MODULES if kind.__module__.startswith("torch.")} <= names
+    assert {spelled(target) for target in FUNCTIONS} <= names
