@@ -2,8 +2,9 @@
 
 from gradreg_fast import functional, modules
 from gradreg_fast.backend import backend
+from gradreg_fast.convert import convert
 from gradreg_fast.ops import jacobian_sqnorm, value_and_vjp
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "backend", "functional", "jacobian_sqnorm", "modules", "value_and_vjp"]
+__all__ = ["__version__", "backend", "convert", "functional", "jacobian_sqnorm", "modules", "value_and_vjp"]

@@ -111,15 +111,9 @@ def register_fakes(module: ModuleType) -> None:
 
     @ops.register_fake("gradreg_fast::mlp_forward_pull")
     def forward_pull(x, cotangent, target, offset, weights, biases, kinds, settings, loss, stack, unit_seed, keep):
-        size = x.element_size()
-        lanes = module.lanes(size)
-        B, count = x.shape[0], 0
-        for weight in weights:
-            n, d = weight.shape
-            width = -(-n // lanes) * lanes
-            padded = -(-d // lanes) * lanes
-            count += (0 if module.serves_plain(d, lanes, size) else n * padded) + d * width + width
-            count += B * (1 + stack) * width if keep else 0
+        B, widths = x.shape[0], [x.shape[1], *map(len, weights)]
+        none, one = (module.mlp_kept_size(widths, x.element_size(), rows, stack, keep) for rows in (0, 1))
+        count = none + B * (one - none)  # B may be symbolic
         y, g = x.new_empty(B, len(weights[-1])), x.new_empty(stack, *x.shape)
         return y, g, x.new_empty(B), x.new_empty(count)
 

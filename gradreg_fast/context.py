@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradreg_fast.engine import Linearization
+from gradreg_fast.rules.base import is_channels_last
 
 TWICE = (
     "gradreg_fast: this gradient is a closed form and cannot be differentiated again; for third derivatives use "
@@ -71,6 +72,11 @@ def _executes(node) -> bool:
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:  # the leaf that autograd.grad was asked for, or no backward pass that could tell
         return True
+
+
+def laid_out_like(result: Tensor, x: Tensor) -> Tensor:
+    """The result contiguous, unless x has its channels last: the rules choose their own layouts inside."""
+    return result if is_channels_last(x) else result.contiguous()
 
 
 def save(ctx, arguments: tuple, *state) -> None:

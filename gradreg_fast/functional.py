@@ -4,7 +4,9 @@ All are called ``penalty(model, x, ...)`` and return ``(y, penalty)``, so that t
 The penalty is the plain quantity of each sample, with no hidden weight or half, reduced over the batch by `reduction`:
 ``"mean"``, ``"sum"`` or ``"none"`` (shape ``[B]``). Where a sample has one output, it may be ``[B]`` or ``[B, 1]``.
 With the further argument ``save="recompute"`` those that are differentiated in closed form keep nothing for the
-backward pass and compute it again there (see `gradreg_fast.recompute`).
+backward pass and compute it again there (see `gradreg_fast.recompute`). Models with several inputs, keyword arguments
+or several results: with ``model_args``, ``model_kwargs``, ``output`` and a tuple or dictionary for x (see
+`gradreg_fast.signature.callable_with`); of the results `output` selects the y that is returned.
 With ``J = dy/dx`` of one sample and ``g = J^T 1``:
 
     >>> import torch, gradreg_fast
@@ -26,6 +28,8 @@ from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.rules.softmax import Softmax
+from gradreg_fast.signature import Bound, callable_with
+from gradreg_fast.undo import remember
 
 _LOSSES = {"cross_entropy": CrossEntropy(), "mse": MeanSquaredError(), "bce_with_logits": BinaryCrossEntropy()}
 _SOFTMAX = Softmax()
@@ -49,6 +53,7 @@ PENALTIES = (
 
 
 @recomputable
+@callable_with()
 def double_backprop(
     model: nn.Module,
     x: Tensor,
@@ -94,6 +99,7 @@ def double_backprop(
 
 
 @recomputable
+@callable_with()
 def jacobian_frobenius(
     model: nn.Module,
     x: Tensor,
@@ -121,6 +127,7 @@ def jacobian_frobenius(
 
 
 @recomputable
+@callable_with()
 def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """Squared Frobenius norm of an encoder's Jacobian, ``||dh/dx||_F^2``: Rifai et al. 2011, equation 1.
 
@@ -136,6 +143,7 @@ def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[T
 
 
 @recomputable
+@callable_with()
 def jacobian_softmax(
     model: nn.Module,
     x: Tensor,
@@ -164,6 +172,7 @@ def jacobian_softmax(
 
 
 @recomputable
+@callable_with()
 def spectral_projection(
     model: nn.Module, x: Tensor, generator: torch.Generator | None = None, reduction: str = "mean"
 ) -> tuple[Tensor, Tensor]:
@@ -187,6 +196,7 @@ def spectral_projection(
 
 
 @recomputable
+@callable_with()
 def gradient_penalty(
     model: nn.Module, x: Tensor, centre: float = 1.0, one_sided: bool = False, reduction: str = "mean"
 ) -> tuple[Tensor, Tensor]:
@@ -235,6 +245,7 @@ def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = 
 
 
 @recomputable
+@callable_with()
 def dragan(
     model: nn.Module,
     x: Tensor,
@@ -259,6 +270,7 @@ def dragan(
         y at the points, and the penalty.
     """
     ops.check_floating(x, "x")
+    remember((), x.device if generator is None else None)
     noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
     spread = x.detach().std(correction=0) if x.numel() else 0.0
     points = x.detach() + scale * spread * noise
@@ -266,6 +278,7 @@ def dragan(
 
 
 @recomputable
+@callable_with()
 def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """Squared norm of the critic's gradient at real samples, ``||g||^2``: Mescheder et al. 2018 (arXiv:1801.04406).
 
@@ -285,6 +298,7 @@ def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
 
 
 @recomputable
+@callable_with()
 def r2(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """`r1` at generated samples: Mescheder et al. 2018 (arXiv:1801.04406), equation 10 without its half.
 
@@ -300,12 +314,14 @@ def r2(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
 
 
 @recomputable
+@callable_with()
 def r1_r2(
     model: nn.Module, real: Tensor, fake: Tensor, reduction: str = "mean"
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """`r1` at real and `r2` at generated samples, added, in one pass: Huang et al. 2024 (R3GAN, arXiv:2501.05441).
 
-    A critic with batch statistics sees the two batches one after the other.
+    A critic with batch statistics, or with further tensors for arguments (the same for both), sees the two batches one
+    after the other.
 
     Args:
         model: the critic; returns one output a sample.
@@ -322,7 +338,7 @@ def r1_r2(
     if real.shape[1:] != fake.shape[1:]:
         raise ValueError(f"fake must have samples shaped like real's {tuple(real.shape[1:])}, got {tuple(fake.shape)}")
     graph, _ = ops.prepare(model, real)
-    if graph.couples_samples:
+    if graph.couples_samples or (isinstance(model, Bound) and model.given):
         y_real, first = _one_output_sqnorm(model, real)
         y_fake, second = _one_output_sqnorm(model, fake)
     else:
@@ -335,6 +351,7 @@ def r1_r2(
 
 
 @recomputable
+@callable_with()
 def eikonal(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """``(||g|| - 1)^2``, which a signed distance satisfies with zero: Gropp et al. 2020 (arXiv:2002.10099), equation 2.
 
@@ -349,6 +366,7 @@ def eikonal(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tenso
     return gradient_penalty(model, x, 1.0, reduction=reduction)
 
 
+@callable_with()
 def jacobian_spectral_norm(
     model: nn.Module,
     x: Tensor,
@@ -404,6 +422,7 @@ def jacobian_spectral_norm(
 
 
 @recomputable
+@callable_with()
 def gradient_matching(
     model: nn.Module, x: Tensor, target_gradient: Tensor, reduction: str = "mean"
 ) -> tuple[Tensor, Tensor]:
@@ -442,6 +461,7 @@ def gradient_matching(
     return y, reduced(distances, reduction)
 
 
+@callable_with()
 def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """Negative entropy of the predicted distribution, ``sum_c p_c log p_c``: Pereyra et al. 2017 (arXiv:1701.06548).
 
@@ -456,7 +476,9 @@ def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> 
         y, and the penalty.
     """
     check_reduction(reduction)
+    ops.check_model(model)
     ops.check_floating(x, "x")
+    remember((model.model if isinstance(model, Bound) else model).buffers(), x.device)
     y = model(x)
     logarithms = torch.log_softmax(y, 1)
     return y, reduced((logarithms.exp() * logarithms).flatten(1).sum(1), reduction)

@@ -32,7 +32,7 @@ def pool_first(graph: Graph) -> Graph:
         if below is not None and isinstance(below.rule, ReLU) and read_by(graph, j, i) and not measured:
             nodes[j] = replace(node, inputs=below.inputs)
             nodes[i] = replace(below, inputs=(j,))
-    return Graph(tuple(nodes), graph.slots, graph.output, graph.seed)
+    return graph.rewritten(nodes)
 
 
 def in_place(graph: Graph) -> Graph:
@@ -46,7 +46,7 @@ def in_place(graph: Graph) -> Graph:
             rule = copy(node.rule)
             rule.in_place = True
             nodes[i] = replace(node, rule=rule)
-    return Graph(tuple(nodes), graph.slots, graph.output, graph.seed)
+    return graph.rewritten(nodes)
 
 
 def read_by(graph: Graph, value: int, reader: int) -> bool:

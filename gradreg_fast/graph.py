@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor, nn
 
 from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.merge import Dropout
 from gradreg_fast.rules.opaque import Opaque
+from gradreg_fast.undo import remember
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,65 @@ class Slot:
     owner: weakref.ref[nn.Module]
     attribute: str
 
-    def tensor(self) -> Tensor | None:
+    def __str__(self) -> str:
+        return self.attribute
+
+    def tensor(self, before: Sequence = (), given: Sequence[Tensor] = ()) -> Tensor | None:
         """The tensor there now."""
         owner = self.owner()
         found = owner._parameters.get(self.attribute)
         return getattr(owner, self.attribute) if found is None else found
+
+
+@dataclass(frozen=True)
+class Reweighted(Slot):
+    """A weight that PyTorch's own hooks make before each forward (the older weight and spectral norm)."""
+
+    def tensor(self, before: Sequence = (), given: Sequence[Tensor] = ()) -> Tensor:
+        """The weight, made anew."""
+        owner = self.owner()
+        for hook in owner._forward_pre_hooks.values():
+            if hook.name == self.attribute:
+                hook(owner, None)
+        return getattr(owner, self.attribute)
+
+
+@dataclass(frozen=True)
+class Given:
+    """An argument of the model that is not differentiated.
+
+    Attributes:
+        index: its number among them.
+    """
+
+    index: int
+
+    def __str__(self) -> str:
+        return "a further argument"
+
+    def tensor(self, before: Sequence, given: Sequence[Tensor]) -> Tensor:
+        """The argument."""
+        return given[self.index]
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What does not depend on the input: made by plain autograd before each sweep 1, from slots before this one.
+
+    Attributes:
+        function: called with their values.
+        sources: their numbers.
+    """
+
+    function: Callable
+    sources: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return "a further argument, or what is made of it"
+
+    def tensor(self, before: Sequence, given: Sequence[Tensor]) -> object:
+        """The value: a tensor wherever a node reads it."""
+        return self.function(*(before[source] for source in self.sources))
 
 
 @dataclass(frozen=True)
@@ -53,23 +110,59 @@ class Graph:
 
     Attributes:
         nodes: node i makes value i; node 0 is None. Nodes without inputs make plain Python values.
-        slots: the parameters and buffers of all nodes, each once.
+        slots: the parameters and buffers of all nodes, each once, the further arguments, and what is made of these.
         output: the value that the network returns.
         seed: the value whose cotangent is given: the output, or a head on top of it (loss, softmax).
+        changing: the modules whose buffers a forward may change, beside the slots that nodes say they update.
+        structure: what the model returns, with a `Value` in the place of the output; None for the output itself.
         plans: the planner's memory.
     """
 
     nodes: tuple[Node | None, ...]
-    slots: tuple[Slot, ...]
+    slots: tuple[Slot | Given | Upstream, ...]
     output: int
     seed: int
+    changing: tuple[weakref.ref[nn.Module], ...] = ()
+    structure: object = None
     plans: dict = field(default_factory=dict, compare=False, repr=False)
     _with_head: dict = field(default_factory=dict, compare=False, repr=False)
     _needs: dict = field(default_factory=dict, compare=False, repr=False)
 
-    def tensors(self) -> list[Tensor | None]:
-        """The slots' tensors."""
-        return [slot.tensor() for slot in self.slots]
+    def tensors(self, x: Tensor, given: Sequence[Tensor] = ()) -> list[Tensor | None]:
+        """The slots' tensors for a call, in the order of the slots; None in those that no node reads.
+
+        What the call may change is remembered, should it fail.
+        """
+        if self.updated or self.changing or self.draws:
+            updated = [self.slots[slot].tensor() for slot in self.updated]
+            buffers = [buffer for module in self.changing for buffer in module().buffers()]
+            remember([*updated, *buffers], x.device if self.draws else None)
+        if self.only_attributes:
+            return [slot.tensor() for slot in self.slots]
+        values: list = []
+        for slot in self.slots:
+            values.append(slot.tensor(values, given))
+        return [value if i in self.read_again or i in self.updated else None for i, value in enumerate(values)]
+
+    @cached_property
+    def only_attributes(self) -> bool:
+        """Whether all slots are parameters and buffers."""
+        return all(type(slot) is Slot for slot in self.slots)
+
+    @cached_property
+    def whole(self) -> WholeModel | None:
+        """The model itself, if autograd runs it as a whole and there is nothing on top of it."""
+        rule = self.nodes[-1].rule if len(self.nodes) == 2 else None
+        return rule if isinstance(rule, WholeModel) else None
+
+    @cached_property
+    def has_rules(self) -> bool:
+        """Whether any node is more than autograd's."""
+        return any(not isinstance(node.rule, Opaque) for node in self.nodes if node and node.inputs)
+
+    def rewritten(self, nodes: Sequence[Node | None]) -> Graph:
+        """The same network with other nodes."""
+        return replace(self, nodes=tuple(nodes), plans={}, _with_head={}, _needs={})
 
     def with_head(self, rule: Rule, tensors: int = 0) -> Graph:
         """This graph with one more node on its output, which becomes the seed; the same object for the same rule.
@@ -103,6 +196,12 @@ class Graph:
     def updated(self) -> frozenset[int]:
         """The slots whose tensors the forward changes."""
         return frozenset(slot for node in self.nodes if node for slot in node.updated if slot is not None)
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether the forward may draw random numbers."""
+        upstream = any(isinstance(slot, Upstream) for slot in self.slots)
+        return upstream or any(isinstance(node.rule, (Opaque, Dropout)) for node in self.nodes if node)
 
     @cached_property
     def released(self) -> list[list[int]]:
@@ -168,21 +267,35 @@ class Needs:
 
 
 class PlainValue(Rule):
-    """A node that computes a plain Python value, such as a size, from values and other plain values."""
+    """A node that computes a plain Python value, such as a size, from values, parameters and other plain values."""
 
     def __init__(self, function) -> None:
         self.function = function
 
     def forward(self, inputs, parameters, extras):
         """The value; nothing is saved."""
-        return self.function(*extras), ()
+        return self.function(*extras, *parameters), ()
 
 
-def whole_model(model: nn.Module, rule: Rule, names: list[str]) -> Graph:
-    """The graph of one node that is the model itself."""
-    slots = tuple(slot_of(model, name) for name in names)
+class WholeModel(Opaque):
+    """A model that autograd runs as a whole.
+
+    Args:
+        function: as an `Opaque` has it, with leaves for parameters.
+        direct: called as ``direct(x, tensors)`` with the graph's tensors, the model's own parameters first.
+        reason: why.
+    """
+
+    def __init__(self, function: Callable, direct: Callable, reason: str) -> None:
+        super().__init__(function, reason)
+        self.direct = direct
+
+
+def whole_model(model: nn.Module, rule: WholeModel, names: list[str], given: int) -> Graph:
+    """The graph of one node that is the model itself, called with so many further arguments."""
+    slots = (*(slot_of(model, name) for name in names), *map(Given, range(given)))
     nodes = (None, Node("model", rule, (0,), tuple(range(len(slots)))))
-    return Graph(nodes, slots, output=1, seed=1)
+    return Graph(nodes, slots, output=1, seed=1, changing=(weakref.ref(model),))
 
 
 def slot_of(module: nn.Module, name: str) -> Slot:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradreg_fast import planner
 from gradreg_fast.backend import available, current
 from gradreg_fast.context import closed_form, differentiable, requested
 from gradreg_fast.graph import Graph
@@ -44,9 +45,13 @@ MAX_DEPTH = 64  # as in csrc/cpu/mlp.h
 
 HALVES = (torch.bfloat16, torch.float16)  # computed in float32 from end to end
 
-# The widest layer that the kernels take by themselves, by dtype: on one thread they were ahead of the PyTorch lines up
-# to there in all cases tried, 1.1 to 3 times; the bfloat16 products of some processors are hard to beat.
+# The widest layer for which the kernels' own products were ahead, by dtype, on one thread: 1.1 to 3 times. Beyond, they
+# let PyTorch multiply (csrc/cpu/mlp.h), except in half precision, whose products on some processors are hard to beat.
 CROSSOVER = {torch.float32: 512, torch.float64: 256, torch.float16: 512, torch.bfloat16: 128}
+
+LIBRARY_ROWS = 128  # as in csrc/cpu/mlp.cpp: the rows of a tile, of which each thread should have one
+
+GRAM_SAVINGS = 6e7  # operations; fewer do not pay for leaving the kernels
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,23 @@ class Mlp:
         """How many outputs a sample has, or the loss on top of them."""
         return 1 if self.loss else len(tensors[self.weights[-1]])
 
+    def prefers_gram(self, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
+        """Whether ``||g||^2`` is much cheaper from the first layer's Gram matrix, which the kernels do not form."""
+        n, d = tensors[self.weights[0]].shape
+        saved = planner.swept_flops(len(x), n, d) - planner.gram_flops(len(x), n, d)
+        return current() == "auto" and saved > GRAM_SAVINGS
+
     def output_shape(self, x: Tensor, tensors: Sequence[Tensor | None]) -> torch.Size:
         """Of what the network returns."""
         return _through(self.after, x.new_empty(len(x), len(tensors[self.weights[-1]]), device="meta")).shape
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The input as ``[B, d]``."""
+        return _through(self.before, x)
+
+    def returned(self, y: Tensor) -> Tensor:
+        """The output ``[B, n]`` as the network returns it."""
+        return _through(self.after, y)
 
     def value_and_vjp(
         self, x: Tensor, cotangent: Tensor | None, tensors: Sequence[Tensor | None]
@@ -315,14 +334,17 @@ def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp
     for tensor in (x, *matrices):
         if tensor.dtype != x.dtype or (type(tensor) is not torch.nn.Parameter and type(tensor) is not Tensor):
             return None
-    if choice == "auto" and widest(matrices) > CROSSOVER[x.dtype]:
+    if choice == "auto" and not worthwhile(x, matrices):
         return None
     return mlp if available() and mlp.takes_target(x, tensors) else None
 
 
-def widest(matrices: Sequence[Tensor]) -> int:
-    """The largest width of any layer, input included."""
-    return max(max(weight.shape) for weight in matrices)
+def worthwhile(x: Tensor, matrices: Sequence[Tensor]) -> bool:
+    """Whether the kernels are faster than the PyTorch lines, by the measured tables."""
+    if max(max(weight.shape) for weight in matrices) <= CROSSOVER[x.dtype]:
+        return True
+    threads = torch.get_num_threads()  # kernels divide rows among them, PyTorch's products anything
+    return x.dtype not in HALVES and (threads == 1 or len(x) >= LIBRARY_ROWS * threads)
 
 
 def kind_of(rule: Rule) -> tuple[int, tuple[float, float]] | None:

@@ -62,9 +62,11 @@ class JacobianReg(nn.Module):
             raise ValueError(f"n must be -1 or a positive integer, got {n!r}")
         self.n = n
 
-    def forward(self, model: nn.Module, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The model's output and the regulariser's value."""
-        y, norms = ops.jacobian_sqnorm(model, x, None if self.n == -1 else self.n, generator)
+    def forward(
+        self, model: nn.Module, x: Tensor, generator: torch.Generator | None = None, **call
+    ) -> tuple[Tensor, Tensor]:
+        """The model's output and the regulariser's value; `call` as for `gradreg_fast.jacobian_sqnorm`."""
+        y, norms = ops.jacobian_sqnorm(model, x, None if self.n == -1 else self.n, generator, **call)
         return y, functional.reduced(norms, "mean") / 2
 
 

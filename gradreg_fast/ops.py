@@ -7,28 +7,39 @@ they keep nothing in between and sweep twice (see `gradreg_fast.recompute`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from gradreg_fast import active, contraction, planner
 from gradreg_fast.blocks import with_blocks
-from gradreg_fast.context import closed_form, differentiable, requested, restore, save, wanted_now
+from gradreg_fast.context import (
+    closed_form,
+    differentiable,
+    laid_out_like,
+    requested,
+    restore,
+    save,
+    wanted_now,
+)
 from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import kernel_for
 from gradreg_fast.recompute import recomputable
-from gradreg_fast.rules.base import Rule, elements, is_channels_last, per_sample
+from gradreg_fast.rules.base import Rule, elements, per_sample
+from gradreg_fast.rules.opaque import Record, recording
+from gradreg_fast.signature import Bound, callable_with
 
 Cotangent = Tensor | Callable[[Linearization], Tensor] | None
 """The cotangents ``[K, B, ...]`` of the seed; None for ones, ``K = 1``; or a function that makes constant ones."""
 
 
 @recomputable
+@callable_with(gradient_like_x=True)
 def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) -> tuple[Tensor, Tensor]:
     r"""The model's output and a vector-Jacobian product, differentiable once more.
 
@@ -56,6 +67,7 @@ def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) 
 
 
 @recomputable
+@callable_with()
 def jacobian_sqnorm(
     model: nn.Module, x: Tensor, projections: int | None = None, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -84,16 +96,22 @@ def jacobian_sqnorm(
 
 def prepare(model: nn.Module, x: Tensor, head: Rule | None = None, *targets: Tensor) -> tuple[Graph, list]:
     """The model's graph, with a head on top if one is given, and its tensors; checks x."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_model(model)
     check_floating(x, "x")
     if x.dim() == 0:
         raise ValueError("x must be a batch [B, ...], got a scalar")
-    graph = graph_of(model)
-    tensors = graph.tensors()
+    if isinstance(model, Bound):
+        graph = graph_of(model.model, model.signature)
+        tensors = graph.tensors(x, model.given)
+    else:
+        graph = graph_of(model)
+        tensors = graph.tensors(x)
+    if graph.structure is not None:
+        got = type(graph.structure).__name__
+        raise TypeError(f"model must return one tensor, or output= select one; got {got}")
     for slot, tensor in zip(graph.slots, tensors, strict=True):
         if tensor is not None and tensor.device != x.device:
-            raise ValueError(f"x must be on the model's device ({slot.attribute}: {tensor.device}), got {x.device}")
+            raise ValueError(f"x must be on the model's device ({slot}: {tensor.device}), got {x.device}")
     if head is not None:
         graph = graph.with_head(head, len(targets))
     return graph, [*tensors, *targets]
@@ -101,18 +119,20 @@ def prepare(model: nn.Module, x: Tensor, head: Rule | None = None, *targets: Ten
 
 def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor]:
     """y and ``g^k = J^T c^k``: ``[K, B, ...]``."""
+    if graph.whole:
+        y, g, _ = by_autograd(graph, tensors, x, cotangent)
+        return y, g
     given = cotangent if isinstance(cotangent, Tensor) else None
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and (cotangent is None or (given is not None and mlp.takes(given, x, tensors))):
         return mlp.value_and_vjp(x, given, tensors)
     graph = with_blocks(graph, x, tensors)
     wanted = wanted_now(tensors)
-    with buffers_restored_on_error(graph, tensors):
-        if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
-            y, linearization = linearize(graph, x, tensors)
-            g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
-            return laid_out_like(y, x), laid_out_like(x.new_zeros(1, *x.shape) if g is None else g, x)
-        return _ValueAndVjp.apply(graph, wanted, cotangent if given is None else None, x, given, *tensors)
+    if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
+        y, linearization = linearize(graph, x, tensors)
+        g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
+        return laid_out_like(y, x), laid_out_like(x.new_zeros(1, *x.shape) if g is None else g, x)
+    return _ValueAndVjp.apply(graph, wanted, cotangent if given is None else None, x, given, *tensors)
 
 
 def sqnorm(
@@ -126,18 +146,22 @@ def sqnorm(
 
     With `one_output`, a seed with more than one element a sample is an error.
     """
+    if graph.whole:
+        if cotangents is None:
+            cotangents = partial(_units, one_output=one_output)
+        y, g, linearization = by_autograd(graph, tensors, x, cotangents)
+        return y, elements(g).square().sum((0, 2), dtype=contraction.accumulation_dtype(linearization))
     mlp = kernel_for(graph, x, tensors)
-    if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1:
+    if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1 and not mlp.prefers_gram(x, tensors):
         return mlp.value_and_sqnorm(x, None, None, tensors)
     if mlp is not None and isinstance(cotangents, RandomUnits):
         return mlp.value_and_sqnorm(x, cotangents.draw(mlp.output_shape(x, tensors), x), None, tensors)
     graph = with_blocks(graph, x, tensors)
     wanted = wanted_now(tensors)
-    with buffers_restored_on_error(graph, tensors):
-        if not (any(wanted) or differentiable(x)):
-            y, linearization = linearize(graph, x, tensors)
-            return laid_out_like(y, x), _norms(linearization, cotangents, one_output, None)[0]
-        return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, x, *tensors)
+    if not (any(wanted) or differentiable(x)):
+        y, linearization = linearize(graph, x, tensors)
+        return laid_out_like(y, x), _norms(linearization, cotangents, one_output, None)[0]
+    return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, x, *tensors)
 
 
 def jacobian_distance(graph: Graph, tensors: list, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,18 +179,6 @@ def jacobian_distance(graph: Graph, tensors: list, x: Tensor, target: Tensor) ->
         return mlp.value_and_sqnorm(x, None, target, tensors)
     y, g = stacked_vjp(graph, tensors, x, units)
     return y, elements(g - target).square().sum((0, 2))
-
-
-@contextmanager
-def buffers_restored_on_error(graph: Graph, tensors: list) -> Iterator[None]:
-    """Undo what a forward did to running statistics if bad input is noticed only after it."""
-    before = [(tensors[slot], tensors[slot].clone()) for slot in graph.updated]
-    try:
-        yield
-    except Exception:
-        for buffer, value in before:
-            buffer.copy_(value)
-        raise
 
 
 def sqnorm_or_estimate(
@@ -204,7 +216,7 @@ class _ValueAndVjp(torch.autograd.Function):
         y, linearization = linearize(graph, x, tensors)
         needs = graph.needs(wanted, x.requires_grad)
         ctx.proportional = (
-            adjoints_are_cotangents(linearization)
+            planner.adjoints_are_cotangents(linearization)
             and make_cotangent is None
             and (cotangent is None or len(cotangent) == 1)
         )
@@ -255,7 +267,7 @@ class _ValueAndSqnorm(torch.autograd.Function):
     def forward(ctx, graph, wanted, cotangents, one_output, x, *tensors):
         ctx.set_materialize_grads(False)
         y, linearization = linearize(graph, x, tensors)
-        ctx.proportional = cotangents is None and adjoints_are_cotangents(linearization)
+        ctx.proportional = cotangents is None and planner.adjoints_are_cotangents(linearization)
         needs = graph.needs(wanted, x.requires_grad)
         norms, ctx.plan, state = _norms(linearization, cotangents, one_output, needs.meeting)
         save(ctx, (graph, wanted, cotangents, one_output, x, *tensors), linearization, state)
@@ -284,15 +296,11 @@ class _ValueAndSqnorm(torch.autograd.Function):
 
 def _norms(linearization, cotangents, one_output, keep):
     """Norms, plan and state of the norm in the form that costs least."""
-    seed = linearization.graph.seed
-    outputs = planner.width(linearization, seed)
-    if one_output and outputs != 1:
-        shape = tuple(linearization.shapes[seed])
-        raise ValueError(f"model must return one output a sample, [B] or [B, 1], for this penalty; got {shape}")
+    outputs = planner.width(linearization, linearization.graph.seed)
     if cotangents is not None:
         seeds = cotangents(linearization)
     else:
-        seeds = contraction.unit_seeds(linearization, seed) if outputs == 1 else None
+        seeds = _units(linearization, one_output) if outputs == 1 or one_output else None
     plan = planner.plan(linearization, None if seeds is None else len(seeds))
     if seeds is None:
         plan = active.preferred(linearization, plan)
@@ -301,16 +309,31 @@ def _norms(linearization, cotangents, one_output, keep):
     return norms, plan, state
 
 
-def adjoints_are_cotangents(linearization: Linearization) -> bool:
-    """Whether each sample has one output, piecewise linear in that sample alone: adjoints are cotangents, scaled."""
-    graph = linearization.graph
-    return (
-        graph.seed == graph.output
-        and graph.curvature_free
-        and not planner.couples_samples(linearization)
-        and planner.width(linearization, graph.seed) == 1
-        and planner.batch_stays_first(linearization)
-    )
+def _units(linearization: Linearization, one_output: bool) -> Tensor:
+    """A unit cotangent for each output, of which there must be one only if `one_output`: ``[K, B, ...]``."""
+    seed = linearization.graph.seed
+    if one_output and planner.width(linearization, seed) != 1:
+        shape = tuple(linearization.shapes[seed])
+        raise ValueError(f"model must return one output a sample, [B] or [B, 1], for this penalty; got {shape}")
+    return contraction.unit_seeds(linearization, seed)
+
+
+def by_autograd(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor, Linearization]:
+    """`stacked_vjp` of a model that autograd runs as a whole: differentiable as often as autograd can.
+
+    Returns:
+        y, g ``[K, B, ...]`` and the linearization.
+    """
+    keep = torch.is_grad_enabled()
+    with recording():
+        leaf = x if x.requires_grad else (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+        y = graph.whole.direct(leaf, tensors)
+        record = Record([leaf], [], y)
+        linearization = Linearization(graph, tensors, [None, (record,)], [x.shape, y.shape], y.new_empty(0))
+        seeds = seeds_of(linearization, cotangent)
+        pulled = [record.pull(seed, create_graph=keep)[0] for seed in seeds]
+        g = torch.stack(pulled) if len(pulled) != 1 else pulled[0].unsqueeze(0)
+    return (y, g, linearization) if keep else (y.detach(), g.detach(), linearization)
 
 
 def seeds_of(linearization: Linearization, cotangent: Cotangent) -> Tensor:
@@ -323,15 +346,16 @@ def seeds_of(linearization: Linearization, cotangent: Cotangent) -> Tensor:
     return cotangent
 
 
-def laid_out_like(result: Tensor, x: Tensor) -> Tensor:
-    """The result contiguous, unless x has its channels last: the rules choose their own layouts inside."""
-    return result if is_channels_last(x) else result.contiguous()
-
-
 def unit(stack: Tensor) -> Tensor:
     """Each member ``[...]`` of a stack ``[n, B, ...]`` divided by its norm; zero stays zero."""
     norms = torch.linalg.vector_norm(elements(stack), dim=2)
     return stack / norms.clamp_min(torch.finfo(stack.dtype).tiny).view(*norms.shape, *(1,) * (stack.dim() - 2))
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise unless this is a module, or one with its arguments."""
+    if not isinstance(model, (nn.Module, Bound)):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
 
 
 def check_floating(tensor: Tensor, name: str) -> None:

@@ -105,6 +105,18 @@ def couples_samples(linearization: Linearization) -> bool:
     )
 
 
+def adjoints_are_cotangents(linearization: Linearization) -> bool:
+    """Whether each sample has one output, piecewise linear in that sample alone: adjoints are cotangents, scaled."""
+    graph = linearization.graph
+    return (
+        graph.seed == graph.output
+        and graph.curvature_free
+        and not couples_samples(linearization)
+        and width(linearization, graph.seed) == 1
+        and batch_stays_first(linearization)
+    )
+
+
 def width(linearization: Linearization, value: int) -> int:
     """Elements a sample has of this value."""
     return math.prod(linearization.shapes[value][1:])
@@ -168,17 +180,22 @@ def _swept(linearization: Linearization, cut: int, bottom: int, top: int, rows: 
     flops = 3.0 * rows * sum(layer(i) for i in range(bottom + 1, top + 1) if i != cut or cut != graph.seed)
     if bottom:
         weight = linearization.parameters[bottom][0]
-        flops += _gram(rows * shapes[bottom].numel() // len(weight), *weight.shape)
+        flops += gram_flops(rows * shapes[bottom].numel() // len(weight), *weight.shape)
     if top != graph.seed:
         weight = linearization.parameters[graph.seed][0]
         positions = shapes[top].numel() // weight.shape[1]
-        flops += _gram(0 if cut == top else rows * positions, weight.shape[1], weight.shape[0])
+        flops += gram_flops(0 if cut == top else rows * positions, weight.shape[1], weight.shape[0])
     if cut != graph.seed:  # V V^T and U^T U, and their products with the other side in the backward pass
         flops += 4.0 * rows**2 * ((shapes[bottom].numel() if cut != bottom else 0) + shapes[top].numel())
     return Plan(cut, bottom, top, False, flops)
 
 
-def _gram(rows: int, n: int, d: int) -> float:
+def swept_flops(rows: int, n: int, d: int) -> float:
+    """The three products of a layer from d to n: pull, push, weight gradient."""
+    return 6.0 * rows * n * d
+
+
+def gram_flops(rows: int, n: int, d: int) -> float:
     """Gram matrix n x n of vectors with d elements, its product with the rows, and the gradients of both."""
     return 4.0 * n * n * (d + rows)
 
@@ -188,4 +205,6 @@ def _closed_form(linearization: Linearization, first: int, last: int) -> Plan:
     below = linearization.parameters[first][0]
     above = linearization.parameters[graph.seed][0]
     rows = linearization.shapes[first][0]
-    return Plan(first, first, last, True, _gram(rows, *below.shape) + _gram(0, above.shape[1], above.shape[0]))
+    return Plan(
+        first, first, last, True, gram_flops(rows, *below.shape) + gram_flops(0, above.shape[1], above.shape[0])
+    )

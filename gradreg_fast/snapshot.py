@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import weakref
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 _INTERNAL = set(vars(nn.Module())) - {"training"}
+_REWEIGHTING = (WeightNorm, SpectralNorm)
 
 
 class Snapshot:
     """Everything that decided how a model was converted, other than its tensors, which are looked up at every call.
 
     That is, for each module: its type, its children, whether it has hooks, its mode and its plain attributes. Numbers
-    and the like are compared by value, other objects by identity; neither keeps a module alive.
+    and the like are compared by value, other objects by identity (a tensor that is neither parameter nor buffer also by
+    its count of changes in place); neither keeps a module alive.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -26,7 +30,7 @@ class Snapshot:
             if module is None or type(module) is not kind:
                 return True
             now = module.__dict__
-            if len(now) != size or [*map(id, now["_modules"].values())] != children or has_hooks(module) != hooks:
+            if len(now) != size or [*map(id, now["_modules"].values())] != children or _hooks(module) != hooks:
                 return True
             if _absent(module) != absent:
                 return True
@@ -34,17 +38,18 @@ class Snapshot:
                 if now.get(name) != value:
                     return True
             for name, identity in identities:
-                if id(now.get(name)) != identity:
+                if _identity(now.get(name)) != identity:
                     return True
         return False
 
     @staticmethod
     def _facts(module: nn.Module) -> tuple:
-        plain = [(name, value) for name, value in module.__dict__.items() if name not in _INTERNAL]
+        made = reweighted(module)
+        plain = [(name, value) for name, value in module.__dict__.items() if name not in _INTERNAL and name not in made]
         settings = [(name, value) for name, value in plain if _is_setting(value)]
-        identities = [(name, id(value)) for name, value in plain if not _is_setting(value)]
+        identities = [(name, _identity(value)) for name, value in plain if not _is_setting(value)]
         children = [*map(id, module._modules.values())]
-        return type(module), len(module.__dict__), children, _absent(module), has_hooks(module), settings, identities
+        return type(module), len(module.__dict__), children, _absent(module), _hooks(module), settings, identities
 
 
 def _absent(module: nn.Module) -> list[str]:
@@ -58,9 +63,28 @@ def _is_setting(value) -> bool:
     return isinstance(value, (int, float, str, type(None)))
 
 
+def _identity(value) -> tuple[int, int]:
+    return id(value), value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
+def _hooks(module: nn.Module) -> list[str] | None:
+    """None without hooks, else the weights that they make; empty if they do anything else."""
+    return reweighted(module) if has_hooks(module) else None
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module, or its backward, runs more than its forward."""
     own = module.__dict__
     return bool(
         own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own.get("_backward_pre_hooks")
     )
+
+
+def reweighted(module: nn.Module) -> list[str]:
+    """The weights that hooks make before each forward (the older weight and spectral norm), if there are no others."""
+    own = module.__dict__
+    before = own["_forward_pre_hooks"].values()
+    others = own["_forward_hooks"] or own["_backward_hooks"] or own.get("_backward_pre_hooks")
+    if not before or others or not all(isinstance(hook, _REWEIGHTING) for hook in before):
+        return []
+    return [hook.name for hook in before]

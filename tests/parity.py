@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import gradreg_fast
+from gradreg_fast.convert import graph_of
 
 RTOL = 1e-9  # float64; the worst relative error seen in this suite is about 1e-12
 FLOOR = 1e-13  # of the group's largest tensor, or of 1: below it a gradient counts as zero (a bias under batch norm)
@@ -68,7 +69,7 @@ def evaluate(quantity, model, tensors, seed=0):
     torch.manual_seed(seed)
     values = flat(quantity(model, *leaves))
     groups = {"values": {str(i): value.detach().clone() for i, value in enumerate(values)}}
-    groups["buffers"] = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    groups["buffers"] = {name: buffer.clone() * 1 for name, buffer in model.named_buffers()}  # flags as numbers
     generator = torch.Generator().manual_seed(seed)
     terms = []
     for value in values:
@@ -188,5 +189,5 @@ def is_opaque(model):
 
 def opaque_reasons(model):
     """Why, for each such part."""
-    rules = [node.rule for node in gradreg_fast.convert.graph_of(model).nodes if node]
+    rules = [node.rule for node in graph_of(model).nodes if node]
     return [rule.reason for rule in rules if isinstance(rule, gradreg_fast.rules.opaque.Opaque)]

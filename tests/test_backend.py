@@ -10,7 +10,7 @@ from torch import nn
 
 import gradreg_fast
 from gradreg_fast.backend import current, library
-from gradreg_fast.mlp import CROSSOVER, kernel_for
+from gradreg_fast.mlp import CROSSOVER, LIBRARY_ROWS, kernel_for
 from gradreg_fast.ops import prepare
 
 compiled = pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}")
@@ -52,14 +52,31 @@ def test_unknown_backends_are_named(monkeypatch):
 
 @compiled
 def test_kernels_serve_where_they_are_faster_and_where_they_are_asked_for():
-    x = torch.randn(5, 3)
-    wide = network(CROSSOVER[torch.float32] + 1)
-    assert kernel(network(), x) is not None
-    assert kernel(wide, x) is None
+    half, double = torch.randn(5, 3, dtype=torch.float16), torch.randn(5, 3, dtype=torch.float64)
+    wide = network(CROSSOVER[torch.float16] + 1)
+    assert kernel(network().half(), half) is not None
+    assert kernel(wide.double(), double) is not None  # PyTorch multiplies
+    assert kernel(wide.half(), half) is None
     with gradreg_fast.backend("cpp"):
-        assert kernel(wide, x) is not None
+        assert kernel(wide, half) is not None
     with gradreg_fast.backend("torch"):
-        assert kernel(network(), x) is None
+        assert kernel(network().half(), half) is None
+
+
+@compiled
+def test_wide_networks_need_rows_for_every_thread(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    wide = network(CROSSOVER[torch.float32] + 1)
+    assert kernel(wide, torch.randn(4 * LIBRARY_ROWS, 3)) is not None
+    assert kernel(wide, torch.randn(LIBRARY_ROWS, 3)) is None
+
+
+@compiled
+def test_gram_matrices_are_left_to_pytorch_where_they_save_much():
+    model = nn.Sequential(nn.Linear(512, 8), nn.Tanh(), nn.Linear(8, 1))
+    for rows, saves in ((16, False), (4096, True)):
+        graph, tensors = prepare(model, x := torch.randn(rows, 512))
+        assert kernel_for(graph, x, tensors).prefers_gram(x, tensors) == saves
 
 
 @compiled

@@ -70,7 +70,7 @@ def tied():
 
 def plans(model, x, stack=None):
     graph = graph_of(model)
-    return planner.candidates(linearize(graph, x, graph.tensors())[1], stack)
+    return planner.candidates(linearize(graph, x, graph.tensors(x))[1], stack)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -142,7 +142,7 @@ def test_chunks_of_projections(monkeypatch):
 def test_the_cheapest_plan_is_chosen():
     def chosen(model, x):
         graph = graph_of(model)
-        return planner.plan(linearize(graph, x, graph.tensors())[1], None)
+        return planner.plan(linearize(graph, x, graph.tensors(x))[1], None)
 
     assert chosen(nn.Sequential(nn.Linear(30, 6), nn.Tanh(), nn.Linear(6, 20)), torch.randn(8, 30)).closed_form
     narrow = nn.Sequential(
@@ -151,7 +151,7 @@ def test_the_cheapest_plan_is_chosen():
     x = torch.randn(8, 20)
     plan, graph = chosen(narrow, x), graph_of(narrow)
     assert not plan.closed_form
-    assert planner.width(linearize(graph, x, graph.tensors())[1], plan.cut) == 2
+    assert planner.width(linearize(graph, x, graph.tensors(x))[1], plan.cut) == 2
     wide = nn.Sequential(nn.Linear(500, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
     assert chosen(wide, torch.randn(64, 500)).bottom > 0
     for model, points in ((narrow, x), (wide, torch.randn(64, 500))):

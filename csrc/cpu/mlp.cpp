@@ -2,6 +2,7 @@
 
 #include "cpu/mlp.h"
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -18,6 +19,7 @@
 
 #include "cpu/capability.h"
 #include "cpu/denormals.h"
+#include "cpu/places.h"
 #include "cpu/tensors.h"
 
 namespace gradreg_fast {
@@ -44,6 +46,23 @@ Tensor new_memory(const Tensor& like, int64_t count) {
     if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: may fail
 #endif
     return memory;
+}
+
+// PyTorch's own product, as kernels take it.
+template <class T>
+void library_product(int64_t m, int64_t n, int64_t depth, Operand<T> a, Operand<T> b, T* c, int64_t c_stride,
+                     bool accumulate) {
+    if (m == 0 || n == 0) return;
+    const auto view = [](const T* base, int64_t rows, int64_t columns, int64_t stride, bool transposed) {
+        constexpr ScalarType type = sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double;
+        const int64_t sizes[] = {rows, columns}, strides[] = {transposed ? 1 : stride, transposed ? stride : 1};
+        const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+        return torch::stable::from_blob(const_cast<T*>(base), {sizes, 2}, {strides, 2}, cpu, type);
+    };
+    const Tensor left = view(a.base, m, depth, a.stride, a.transposed);
+    const Tensor right = view(b.base, depth, n, b.stride, b.transposed), result = view(c, m, n, c_stride, false);
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_cpu_addmm_out(result.get(), result.get(), left.get(), right.get(), accumulate ? 1 : 0, 1));
 }
 
 // A network's tensors and settings, checked, in the terms of mlp.h.
@@ -74,28 +93,15 @@ struct Network {
     int64_t depth() const { return int64_t(weights.size()); }
     int64_t outputs() const { return weights.back().size(0); }
     int64_t element_size() const { return type == ScalarType::Float ? 4 : 8; }
-};
-
-// Where a layer's packed parameters and kept values are in one piece of memory.
-struct Places {
-    std::vector<int64_t> weight, transposed, bias, state, cotangent;  // -1: not there
-    int64_t total = 0;
-
-    Places(const Network& network, int64_t lanes, int64_t rows, int64_t stack, bool keep) {
-        const auto take = [this](int64_t count, bool present) {
-            const int64_t place = present ? total : -1;
-            if (present) total += count;
-            return place;
-        };
-        for (const Tensor& matrix : network.weights) {
-            const int64_t outputs = matrix.size(0), inputs = matrix.size(1);
-            const int64_t output_stride = round_up(outputs, lanes), input_stride = round_up(inputs, lanes);
-            weight.push_back(take(outputs * input_stride, !serves_plain(inputs, lanes, network.element_size())));
-            transposed.push_back(take(inputs * output_stride, true));
-            bias.push_back(take(output_stride, true));
-            state.push_back(take(rows * output_stride, keep));
-            cotangent.push_back(take(rows * stack * output_stride, keep));
-        }
+    std::vector<int64_t> widths() const {
+        std::vector<int64_t> widths{weights[0].size(1)};
+        for (const Tensor& weight : weights)
+            widths.push_back(weight.size(0));
+        return widths;
+    }
+    bool by_library() const {
+        const std::vector<int64_t> all = widths();
+        return prefers_library(*std::max_element(all.begin(), all.end()), element_size());
     }
 };
 
@@ -109,8 +115,8 @@ std::vector<Layer<T>> layers_of(const Network& network, const Places& places, in
         layers.push_back({inputs, outputs, round_up(inputs, lanes), round_up(outputs, lanes), Kind(network.kinds[l]),
                           Settings{network.settings[2 * l], network.settings[2 * l + 1]},
                           places.weight[l] < 0 ? data<T>(weight) : memory + places.weight[l], places.weight[l] < 0,
-                          memory + places.transposed[l], memory + places.bias[l], at(places.state[l]),
-                          at(places.cotangent[l])});
+                          at(places.transposed[l]), memory + places.bias[l], at(places.state[l]),
+                          at(places.cotangent[l]), network.by_library() ? &library_product<T> : nullptr});
     }
     return layers;
 }
@@ -122,7 +128,7 @@ void pack(const Network& network, const std::vector<Optional>& biases, const Pla
         const int64_t outputs = network.weights[l].size(0), inputs = network.weights[l].size(1);
         const T* weight = data<T>(network.weights[l]);
         if (places.weight[l] >= 0) kernels<T>().pack(weight, outputs, inputs, false, memory + places.weight[l]);
-        kernels<T>().pack(weight, inputs, outputs, true, memory + places.transposed[l]);
+        if (places.transposed[l] >= 0) kernels<T>().pack(weight, inputs, outputs, true, memory + places.transposed[l]);
         T* bias = memory + places.bias[l];
         T* end = biases[l] ? std::copy_n(data<T>(biases[l]), outputs, bias) : bias;
         std::fill(end, bias + round_up(outputs, lanes), T(0));
@@ -130,8 +136,10 @@ void pack(const Network& network, const std::vector<Optional>& biases, const Pla
 }
 
 constexpr int64_t tile_rows = 48;            // fill the register blocks of product.h, and leave the tile in cache
+constexpr int64_t library_rows = 128;        // a library packs weights again for each tile
 constexpr int64_t cached_weights = 1 << 18;  // beyond, larger tiles: weights come from a further cache for each
-constexpr int64_t thread_work = 1 << 18;     // multiplications that pay for waking a thread
+constexpr int64_t cached_library_weights = 1 << 20;
+constexpr int64_t thread_work = 1 << 18;  // multiplications that pay for waking a thread
 
 // How a batch is split: into tiles by the stack's size alone, for both operations must agree; whole tiles to threads by
 // the sizes and the number of threads, so that sums are reproducible.
@@ -142,7 +150,9 @@ struct Split {
         int64_t weights = 0;
         for (const Tensor& weight : network.weights)
             weights += weight.size(0) * weight.size(1);
-        const int64_t lines = weights > cached_weights ? 2 * tile_rows : tile_rows;
+        const bool library = network.by_library();
+        const bool cached = weights <= (library ? cached_library_weights : cached_weights);
+        const int64_t lines = (library ? library_rows : tile_rows) * (cached ? 1 : 2);
         tile = std::max<int64_t>(lines / std::max<int64_t>(stack, 1), 8);
         const int64_t work = rows * std::max<int64_t>(stack, 1) * weights;
         const int64_t workers =
@@ -234,7 +244,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional c
         check_shape(biases[l], {weights[l].size(0)}, network.type, "bias");
     }
     const bool single = network.type == ScalarType::Float;
-    const Places places(network, single ? kernels<float>().lanes : kernels<double>().lanes, rows, stack, keep);
+    const int64_t lanes = single ? kernels<float>().lanes : kernels<double>().lanes;
+    const Places places(network.widths(), network.element_size(), lanes, rows, stack, keep);
     Tensor y = torch::stable::new_empty(x, {rows, outputs});
     Tensor g = torch::stable::new_empty(x, {stack, rows, x.size(1)});
     Tensor norms = torch::stable::new_empty(x, {rows});
@@ -260,8 +271,8 @@ struct Sums {
         for (int64_t l = 0; l < network.depth(); ++l) {
             const int64_t outputs = network.weights[l].size(0), inputs = network.weights[l].size(1);
             const int64_t straight = outputs * round_up(inputs, lanes), turned = inputs * round_up(outputs, lanes);
-            transposed.push_back(turned < straight);
-            plain.push_back(!transposed[l] && inputs % lanes == 0);
+            transposed.push_back(!network.by_library() && turned < straight);
+            plain.push_back(network.by_library() || (!transposed[l] && inputs % lanes == 0));
             weight.push_back(take(std::min(straight, turned), wanted[2 + 2 * l] && !plain[l]));
             bias.push_back(take(outputs, wanted[3 + 2 * l]));
         }
@@ -274,8 +285,10 @@ struct Sums {
 // to [count] += from
 template <class T>
 void add_to(T* to, const T* from, int64_t count) {
-    for (int64_t i = 0; i < count; ++i)
-        to[i] += from[i];
+    torch::stable::parallel_for(0, count, 1 << 16, [=](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+            to[i] += from[i];
+    });
 }
 
 template <class T>
@@ -284,7 +297,7 @@ void run_backward(const Network& network, const Tensor& x, const Optional& cotan
                   const Optional& norm_weights, const std::vector<int64_t>& wanted, std::vector<Tensor>& results) {
     const MlpKernels<T>& kernel = kernels<T>();
     const int64_t rows = x.size(0), depth = network.depth();
-    const Places places(network, kernel.lanes, rows, stack, true);
+    const Places places(network.widths(), network.element_size(), kernel.lanes, rows, stack, true);
     STD_TORCH_CHECK(kept.numel() == places.total, "kept is not what mlp_forward_pull returned for these tensors");
     const std::vector<Layer<T>> layers = layers_of<T>(network, places, kernel.lanes, const_cast<T*>(data<T>(kept)));
     const Sums sums(network, wanted, kernel.lanes);

@@ -1,10 +1,11 @@
 // The sweeps of a fully connected network over rows of a batch, as kernels see them: plain pointers, no tensors.
 //
 // Layer l maps h_{l-1} to h_l = phi_l(z_l), z_l = h_{l-1} W_l^T + b_l. What callers give and get is row-major; what the
-// sweeps keep is in panels (product.h), a `stride` wide: the width rounded up to whole registers, so that no loop has a
-// ragged end. What lies between width and stride is finite and never read into a result. Stacks of K cotangents are
-// interleaved: line b K + k belongs to sample b. Rows are swept a tile at a time, and each tile's state and cotangents
-// are matrices of their own, one behind the other: both operations must cut a batch into the same tiles.
+// sweeps keep is a `stride` wide: the width rounded up to whole registers, so that no loop has a ragged end. It is in
+// panels (product.h), or, where a library multiplies wide layers' matrices, in plain rows. What lies between width and
+// stride is finite and never read into a result. Stacks of K cotangents are interleaved: line b K + k belongs to sample
+// b. Rows are swept a tile at a time, and each tile's state and cotangents are matrices of their own, one behind the
+// other: both operations must cut a batch into the same tiles.
 
 #pragma once
 
@@ -21,6 +22,23 @@ constexpr int64_t max_depth = 64;
 constexpr bool serves_plain(int64_t inputs, int64_t lanes, int64_t element_size) {
     return inputs % lanes == 0 && (inputs * element_size <= 256 || inputs * element_size % 1024 != 0);
 }
+
+// Whether a library's products serve a network of this width better than those of product.h, for which its weights
+// would have to be packed: measured on one thread with AVX-512 registers.
+constexpr bool prefers_library(int64_t widest, int64_t element_size) {
+    return widest > (element_size == 4 ? 512 : 256);
+}
+
+// A library's product: C [m, n] (+)= op(A) op(B), op the transpose where asked for, in plain rows a `stride` apart.
+template <class T>
+struct Operand {
+    const T* base;
+    int64_t stride;
+    bool transposed;
+};
+template <class T>
+using LibraryProduct = void (*)(int64_t m, int64_t n, int64_t depth, Operand<T> a, Operand<T> b, T* c, int64_t c_stride,
+                                bool accumulate);
 
 // A loss on top of the network, each sample's own. Its gradient in y is the cotangent. The order is that of `LOSSES` in
 // gradreg_fast/mlp.py.
@@ -41,10 +59,11 @@ struct Layer {
     Settings settings;
     const T* weight;      // W [outputs, input_stride] in panels, or in plain rows; zero behind the width
     bool plain;           // which of the two
-    const T* transposed;  // W^T in panels [inputs, output_stride], likewise
+    const T* transposed;  // W^T in panels [inputs, output_stride], likewise; null: not needed
     const T* bias;        // [output_stride], likewise; zero without a bias
     T* state;             // what `derivatives` takes, [B, output_stride]; null: not kept
     T* cotangent;         // u, the cotangent of h_l, [B K, output_stride]; null: not kept
+    LibraryProduct<T> multiply = nullptr;  // null: the products of product.h, and all in panels; else all in plain rows
 };
 
 template <class T>

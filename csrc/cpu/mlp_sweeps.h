@@ -34,13 +34,40 @@ struct Sweeps {
     using In = Matrix<const T>;
     using Out = Matrix<T>;
 
-    // h = phi(z) over `count` numbers; z becomes what is kept. Returns where h is: in place of z, or in `h`.
-    static T* evaluate(const Layer<T>& layer, int64_t count, T* z, T* h) {
+    // Columns of a tile's panels: a library takes plain rows.
+    static int64_t together(const Layer<T>& layer, int64_t stride) { return layer.multiply ? stride : panel<T>; }
+
+    // One of a tile's matrices.
+    template <class Number>
+    static Matrix<Number> matrix(const Layer<T>& layer, Number* base, int64_t lines, int64_t stride) {
+        return {base, lines, stride, 0, false, together(layer, stride)};
+    }
+
+    // Call function(first, width) for each panel of a matrix as wide as the layer's outputs.
+    template <class Function>
+    static GRADREG_FAST_INLINE void each_panel(const Layer<T>& layer, Function&& function) {
+        const int64_t stride = layer.output_stride, most = together(layer, stride);
+        for (int64_t first = 0; first < stride; first += most)
+            function(first, panel_width<T>(first, stride, most));
+    }
+
+    // h = phi(z); z becomes what is kept. Returns where h is: in place of z, or in `h`.
+    static T* evaluate(const Layer<T>& layer, int64_t rows, T* z, T* h) {
         T* result = h;
+        const int64_t count = rows * layer.output_stride, width = layer.output_stride;
         with_kind<Math>(layer.kind, layer.settings, [&](auto activation) {
             if (activation.from_output) result = z;
-            for (int64_t i = 0; i < count; i += lanes)
-                V::store(result + i, activation.value(V::load(z + i)));
+            if (layer.multiply == nullptr) {
+                for (int64_t i = 0; i < count; i += lanes)
+                    V::store(result + i, activation.value(V::load(z + i)));
+                return;
+            }
+            for (T *to = result, *end = z + count; z < end; z += width, to += width)  // the bias is not there yet
+                for (int64_t i = 0; i < width; i += lanes) {
+                    const Register sum = V::load(z + i) + V::load(layer.bias + i);
+                    if (!activation.from_output) V::store(z + i, sum);
+                    V::store(to + i, activation.value(sum));
+                }
         });
         return result;
     }
@@ -48,8 +75,7 @@ struct Sweeps {
     // u_z = phi'(z) u.
     static void pull(const Layer<T>& layer, int64_t rows, int64_t stack, const T* state, const T* u, T* u_z) {
         with_kind<Math>(layer.kind, layer.settings, [&](auto activation) {
-            for (int64_t first = 0; first < layer.output_stride; first += panel<T>) {
-                const int64_t width = panel_width<T>(first, layer.output_stride);
+            each_panel(layer, [&](int64_t first, int64_t width) {
                 for (int64_t b = 0; b < rows; ++b)
                     for (int64_t i = 0; i < width; i += lanes) {
                         const Register kept = V::load(state + rows * first + b * width + i);
@@ -59,7 +85,7 @@ struct Sweeps {
                             V::store(u_z + at, slope * V::load(u + at));
                         }
                     }
-            }
+            });
         });
     }
 
@@ -71,8 +97,7 @@ struct Sweeps {
                      T* left, T* right, T* slopes) {
         const int64_t stacked = rows * stack, lines = stacked + rows;
         with_kind<Math>(layer.kind, layer.settings, [&](auto activation) {
-            for (int64_t first = 0; first < layer.output_stride; first += panel<T>) {
-                const int64_t width = panel_width<T>(first, layer.output_stride);
+            each_panel(layer, [&](int64_t first, int64_t width) {
                 for (int64_t b = 0; b < rows; ++b)
                     for (int64_t i = 0; i < width; i += lanes) {
                         const int64_t own = rows * first + b * width + i;
@@ -91,12 +116,17 @@ struct Sweeps {
                         }
                         if constexpr (Adjoint && !activation.curvature_free) V::store(left + below, kept.bend * sum);
                     }
-            }
+            });
         });
     }
 
-    // z = h W^T (+ b), of the first `rows` lines.
+    // z = h W^T (+ b, unless a library multiplies), of the first `rows` lines.
     static void up(const Layer<T>& layer, int64_t rows, In h, Out z, const T* bias) {
+        if (layer.multiply) {
+            layer.multiply(rows, layer.outputs, layer.inputs, {h.at(0, 0), h.stride, false},
+                           {layer.weight, layer.inputs, true}, z.at(0, 0), z.stride, false);
+            return clear_behind(rows, layer.outputs, z);
+        }
         if (is_narrow<T, Bytes>(layer.outputs, layer.output_stride, layer.inputs, layer.input_stride))
             return narrow_product<T, Bytes>(rows, layer.outputs, h, weight_of(layer), z, bias);
         product<T, Bytes>(rows, layer.inputs, h, transposed_of(layer), z, bias ? Start::Bias : Start::Zero, bias);
@@ -104,9 +134,21 @@ struct Sweeps {
 
     // u W, of the first `rows` lines.
     static void down(const Layer<T>& layer, int64_t rows, In u, Out below) {
+        if (layer.multiply) {
+            layer.multiply(rows, layer.inputs, layer.outputs, {u.at(0, 0), u.stride, false},
+                           {layer.weight, layer.inputs, false}, below.at(0, 0), below.stride, false);
+            return clear_behind(rows, layer.inputs, below);
+        }
         if (is_narrow<T, Bytes>(layer.inputs, layer.input_stride, layer.outputs, layer.output_stride))
             return narrow_product<T, Bytes>(rows, layer.inputs, u, transposed_of(layer), below, nullptr);
         product<T, Bytes>(rows, layer.outputs, u, weight_of(layer), below, Start::Zero);
+    }
+
+    // Zeros between a matrix's width and its stride.
+    static void clear_behind(int64_t rows, int64_t width, Out to) {
+        for (int64_t b = 0; width < to.stride && b < rows; ++b)
+            for (int64_t i = width; i < to.stride; ++i)
+                to.at(b, 0)[i] = T(0);
     }
 
     static In weight_of(const Layer<T>& layer) {
@@ -118,6 +160,9 @@ struct Sweeps {
     static void add_outer(const Layer<T>& layer, const LayerGradient<T>& gradient, int64_t rows, In left, In right,
                           bool accumulate) {
         if (gradient.weight == nullptr) return;
+        if (layer.multiply)
+            return layer.multiply(layer.outputs, layer.inputs, rows, {left.at(0, 0), left.stride, true},
+                                  {right.at(0, 0), right.stride, false}, gradient.weight, layer.inputs, accumulate);
         const Start start = accumulate ? Start::Accumulate : Start::Zero;
         const Out straight{gradient.weight, layer.outputs, layer.input_stride, 0, gradient.plain};
         const Out turned{gradient.weight, layer.inputs, layer.output_stride, 0, gradient.plain};
@@ -134,9 +179,9 @@ struct Sweeps {
             for (int64_t k = 0; k < stack; ++k) {
                 const T* row = from + (k * batch + begin + b) * width;
                 const T scale = weights ? 2 * weights[begin + b] : T(1);
-                for (int64_t j = 0; j < to.stride; j += panel<T>) {
+                for (int64_t j = 0; j < to.stride; j += to.most) {
                     T* line = to.at(b * stack + k, j);
-                    const int64_t there = panel_width<T>(j, width);
+                    const int64_t there = panel_width<T>(j, width, to.most);
                     for (int64_t i = 0; i < there; ++i)
                         line[i] = scale * row[j + i];
                     for (int64_t i = there; i < to.width(j); ++i)
@@ -150,9 +195,10 @@ struct Sweeps {
         for (int64_t b = 0; b < rows; ++b)
             for (int64_t k = 0; k < stack; ++k) {
                 T* row = to + (k * batch + begin + b) * width;
-                for (int64_t j = 0; j < width; j += panel<T>) {
+                for (int64_t j = 0; j < width; j += from.most) {
                     const T* line = from.at(b * stack + k, j);
-                    for (int64_t i = 0; i < panel_width<T>(j, width); ++i)
+                    const int64_t there = panel_width<T>(j, width, from.most);
+                    for (int64_t i = 0; i < there; ++i)
                         row[j + i] = line[i];
                 }
             }
@@ -259,24 +305,31 @@ struct Sweeps {
         }
         if (arena.base == nullptr) return;
 
-        gather(p.x, p.rows, begin, rows, 1, first.inputs, {h, rows, first.input_stride});
-        T* below = h;
+        const bool direct = first.multiply && stack == 1;  // g is as wide a matrix in the caller's memory as in ours
+        if (!first.multiply)
+            gather(p.x, p.rows, begin, rows, 1, first.inputs, matrix(first, h, rows, first.input_stride));
+        In inputs = first.multiply ? In{p.x + begin * first.inputs, rows, first.inputs}
+                                   : matrix<const T>(first, h, rows, first.input_stride);
+        T* below = nullptr;
         for (int64_t l = 0; l < p.depth; ++l) {
             const Layer<T>& layer = p.layers[l];
-            up(layer, rows, {below, rows, layer.input_stride}, {states[l], rows, layer.output_stride}, layer.bias);
-            below = evaluate(layer, rows * layer.output_stride, states[l], h);
+            up(layer, rows, inputs, matrix(layer, states[l], rows, layer.output_stride), layer.bias);
+            below = evaluate(layer, rows, states[l], h);
+            inputs = matrix<const T>(layer, below, rows, layer.output_stride);
         }
-        scatter({below, rows, last.output_stride}, p.rows, begin, rows, 1, last.outputs, p.y);
+        const In outputs = matrix<const T>(last, below, rows, last.output_stride);
+        scatter(outputs, p.rows, begin, rows, 1, last.outputs, p.y);
         if (stack == 0) return;
 
         T* u = cotangent_of(last, begin, stack, u_spare);
+        const Out seeds = matrix(last, u, stacked, last.output_stride);
         if (p.target.loss != Loss::None) {
             for (int64_t b = 0; b < rows; ++b)
                 loss_gradient(p.target, begin + b, last.outputs, p.y + (begin + b) * last.outputs,
                               gradient + b * last.outputs);
-            gather(gradient, rows, 0, rows, 1, last.outputs, {u, stacked, last.output_stride});
+            gather(gradient, rows, 0, rows, 1, last.outputs, seeds);
         } else if (p.cotangent && !p.unit_seed) {
-            gather(p.cotangent, p.rows, begin, rows, stack, last.outputs, {u, stacked, last.output_stride});
+            gather(p.cotangent, p.rows, begin, rows, stack, last.outputs, seeds);
         } else {
             for (int64_t i = 0; i < stacked * last.output_stride; ++i)
                 u[i] = T(1);
@@ -285,9 +338,14 @@ struct Sweeps {
             const Layer<T>& layer = p.layers[l];
             pull(layer, rows, stack, states[l], u, u_z);
             u = l > 0 ? cotangent_of(p.layers[l - 1], begin, stack, u_spare) : u_spare;
-            down(layer, stacked, {u_z, stacked, layer.output_stride}, {u, stacked, layer.input_stride});
+            const In above = matrix<const T>(layer, u_z, stacked, layer.output_stride);
+            const bool ends = l == 0 && direct;
+            down(layer, stacked, above,
+                 ends ? Out{p.g + begin * layer.inputs, rows, layer.inputs}
+                      : matrix(layer, u, stacked, layer.input_stride));
         }
-        scatter({u, stacked, first.input_stride}, p.rows, begin, rows, stack, first.inputs, p.g);
+        const In pulled = matrix<const T>(first, u, stacked, first.input_stride);
+        if (!direct) scatter(pulled, p.rows, begin, rows, stack, first.inputs, p.g);
         for (int64_t b = begin; b < begin + rows; ++b) {
             const T scale = p.unit_seed && p.cotangent ? p.cotangent[b] : T(1);
             p.norms[b] = T(0);
@@ -310,8 +368,9 @@ struct Sweeps {
         const int64_t stacked = rows * p.stack, lines = stacked + rows, width = widest(p.layers, p.depth);
         const Layer<T>& first = p.layers[0];
         const Layer<T>& last = p.layers[p.depth - 1];
+        const bool direct = first.multiply && p.stack <= 1 && adjoint;  // a library reads g and x where they are
         T *left[max_depth], *right[max_depth + 1], *slopes[max_depth];
-        right[0] = arena.take(lines * first.input_stride);
+        right[0] = arena.take(direct ? 0 : lines * first.input_stride);
         for (int64_t l = 0; l < p.depth; ++l) {
             const int64_t stride = p.layers[l].output_stride;
             right[l + 1] = arena.take(lines * stride);
@@ -322,15 +381,22 @@ struct Sweeps {
         T* top = arena.take(bent ? 3 * rows * last.outputs + last.outputs : 0);
         if (arena.base == nullptr) return;
 
-        const Out start{right[0], lines, first.input_stride}, end{right[p.depth], lines, last.output_stride};
-        if (p.stack) gather(p.gbar, p.rows, begin, rows, p.stack, first.inputs, start, p.weights);
-        gather(p.x, p.rows, begin, rows, 1, first.inputs, start.from(stacked));
+        const Out start = matrix(first, right[0], lines, first.input_stride);
+        const Out end = matrix(last, right[p.depth], lines, last.output_stride);
+        const In given[] = {{p.gbar + begin * first.inputs, rows, first.inputs},
+                            {p.x + begin * first.inputs, rows, first.inputs}};
+        const T* const scales = direct && p.stack && p.weights ? p.weights + begin : nullptr;
+        if (!direct) {
+            if (p.stack) gather(p.gbar, p.rows, begin, rows, p.stack, first.inputs, start, p.weights);
+            gather(p.x, p.rows, begin, rows, 1, first.inputs, start.from(stacked));
+        }
         for (int64_t l = 0; l < p.depth; ++l) {
             const Layer<T>& layer = p.layers[l];
             const T* state = layer.state + begin * layer.output_stride;
             const T* u = p.stack ? layer.cotangent + begin * p.stack * layer.output_stride : nullptr;
-            const Out tangents{zdot, stacked, layer.output_stride};
-            if (p.stack) up(layer, stacked, In{right[l], lines, layer.input_stride}, tangents, nullptr);
+            const In below = l == 0 && direct ? given[0] : matrix<const T>(layer, right[l], lines, layer.input_stride);
+            if (p.stack) up(layer, stacked, below, matrix(layer, zdot, stacked, layer.output_stride), nullptr);
+            if (l == 0 && scales) scale(rows, layer.output_stride, scales, zdot);
             if (adjoint) {
                 meet<true>(layer, rows, p.stack, state, u, zdot, left[l], right[l + 1], slopes[l]);
             } else {
@@ -340,28 +406,43 @@ struct Sweeps {
         }
         if (p.cotangent_bar) scatter(end, p.rows, begin, rows, p.stack, last.outputs, p.cotangent_bar);
         if (!adjoint) {
-            if (p.xbar) proportional_xbar(p, begin, rows, {left[0], lines, first.output_stride}, zdot);
+            if (p.xbar)
+                proportional_xbar(p, begin, rows, matrix<const T>(first, left[0], lines, first.output_stride), zdot);
             return;
         }
 
         T* d = zdot;
         if (bent)
-            bend(p, begin, rows, end, top, {d, rows, last.output_stride});
+            bend(p, begin, rows, end, top, matrix(last, d, rows, last.output_stride));
         else if (descend)
-            gather(p.ybar, p.rows, begin, rows, 1, last.outputs, {d, rows, last.output_stride});
+            gather(p.ybar, p.rows, begin, rows, 1, last.outputs, matrix(last, d, rows, last.output_stride));
         bool present = descend;
         for (int64_t l = p.depth - 1; l >= p.lowest; --l) {
             const Layer<T>& layer = p.layers[l];
             const LayerGradient<T>& gradient = p.gradients[l];
             const bool curved = p.stack && !is_curvature_free(layer.kind);
-            const Out all{left[l], lines, layer.output_stride}, d_z = all.from(stacked);
+            const Out all = matrix(layer, left[l], lines, layer.output_stride), d_z = all.from(stacked);
             combine(layer, rows, slopes[l], present ? d : nullptr, curved, d_z, gradient.bias, accumulate);
             present = present || curved;
-            add_outer(layer, gradient, present ? lines : stacked, all, In{right[l], lines, layer.input_stride},
-                      accumulate);
-            if (present && (l > p.lowest || p.xbar)) down(layer, rows, d_z, {d, rows, layer.input_stride});
+            if (l == 0 && direct) {
+                if (scales) scale(rows, layer.output_stride, scales, left[l]);
+                if (p.stack) add_outer(layer, gradient, rows, all, given[0], accumulate);
+                if (present) add_outer(layer, gradient, rows, d_z, given[1], accumulate || p.stack);
+            } else {
+                add_outer(layer, gradient, present ? lines : stacked, all,
+                          matrix<const T>(layer, right[l], lines, layer.input_stride), accumulate);
+            }
+            if (present && (l > p.lowest || p.xbar)) down(layer, rows, d_z, matrix(layer, d, rows, layer.input_stride));
         }
-        if (p.xbar) scatter(In{d, rows, first.input_stride}, p.rows, begin, rows, 1, first.inputs, p.xbar);
+        if (p.xbar)
+            scatter(matrix<const T>(first, d, rows, first.input_stride), p.rows, begin, rows, 1, first.inputs, p.xbar);
+    }
+
+    // Each row times 2 scale: what gather does to g, done to its products with a weight.
+    static void scale(int64_t rows, int64_t stride, const T* scales, T* to) {
+        for (int64_t b = 0; b < rows; ++b)
+            for (int64_t i = 0; i < stride; i += lanes)
+                V::store(to + b * stride + i, V::load(to + b * stride + i) * (2 * scales[b]));
     }
 
     // d = ybar + H ydot, with the loss's Hessian H in y; `end` has the lines of ydot, then those of y.
@@ -380,21 +461,26 @@ struct Sweeps {
     // d_z = phi' d + second and its sum, the bias's gradient; the second-order terms are there already if `curved`.
     static void combine(const Layer<T>& layer, int64_t rows, const T* slopes, const T* d, bool curved, Out d_z, T* bias,
                         bool accumulate) {
-        for (int64_t first = 0; first < layer.output_stride; first += panel<T>) {
-            const int64_t width = panel_width<T>(first, layer.output_stride);
-            for (int64_t i = 0; i < width; i += lanes) {
-                Register total = bias && accumulate ? V::load(bias + first + i) : Register{};
-                for (int64_t b = 0; b < rows; ++b) {
-                    const int64_t at = rows * first + b * width + i;
-                    T* to = d_z.at(b, first) + i;
-                    Register sum = curved ? V::load(to) : Register{};
-                    if (d) sum += V::load(slopes + at) * V::load(d + at);
-                    V::store(to, sum);
-                    total += sum;
+        constexpr int64_t block = 4;  // registers of a row at a time
+        each_panel(layer, [&](int64_t first, int64_t width) {
+            for (int64_t i = 0; i < width; i += block * lanes) {
+                const int64_t here = width - i < block * lanes ? (width - i) / lanes : block;
+                Register total[block]{};
+                for (int64_t b = 0; b < rows; ++b)
+                    for (int64_t j = 0; j < here; ++j) {
+                        const int64_t at = rows * first + b * width + i + j * lanes;
+                        T* to = d_z.at(b, first) + i + j * lanes;
+                        Register sum = curved ? V::load(to) : Register{};
+                        if (d) sum += V::load(slopes + at) * V::load(d + at);
+                        V::store(to, sum);
+                        total[j] += sum;
+                    }
+                for (int64_t j = 0; bias && j < here; ++j) {
+                    T* to = bias + first + i + j * lanes;
+                    V::store(to, accumulate ? V::load(to) + total[j] : total[j]);
                 }
-                if (bias) V::store(bias + first + i, total);
             }
-        }
+        });
     }
 
     // A layer's gradients where no adjoint flows. Proportional: d = ybar u and hdot is scaled by the cotangent, so that
@@ -403,10 +489,10 @@ struct Sweeps {
                                     T* right, bool accumulate) {
         const Layer<T>& layer = p.layers[l];
         const int64_t stacked = rows * p.stack;
-        const In u{left, stacked + rows, layer.output_stride};
-        const Out tangents{right, stacked + rows, layer.input_stride};
+        const In u = matrix<const T>(layer, left, stacked + rows, layer.output_stride);
+        const Out tangents = matrix(layer, right, stacked + rows, layer.input_stride);
         if (p.proportional)
-            for (int64_t first = 0; first < layer.input_stride; first += panel<T>)
+            for (int64_t first = 0; first < layer.input_stride; first += tangents.most)
                 for (int64_t b = 0; b < rows; ++b) {
                     const T c = p.cotangent ? p.cotangent[begin + b] : T(1);
                     T *line = tangents.at(b, first), *h = tangents.at(stacked + b, first);
@@ -417,14 +503,15 @@ struct Sweeps {
                 }
         add_outer(layer, p.gradients[l], stacked, u, tangents, accumulate);
         if (p.gradients[l].bias == nullptr) return;
-        for (int64_t first = 0; first < layer.output_stride; first += panel<T>)
-            for (int64_t i = 0; i < u.width(first); i += lanes) {
+        each_panel(layer, [&](int64_t first, int64_t width) {
+            for (int64_t i = 0; i < width; i += lanes) {
                 T* to = p.gradients[l].bias + first + i;
                 Register sum = accumulate ? V::load(to) : Register{};
                 for (int64_t b = 0; p.proportional && p.ybar && b < rows; ++b)
                     sum += V::load(u.at(b, first) + i) * p.ybar[begin + b];
                 V::store(to, sum);
             }
+        });
     }
 
     // xbar = ybar u W, or zero.
@@ -432,7 +519,7 @@ struct Sweeps {
         const Layer<T>& first = p.layers[0];
         const bool present = p.proportional && p.ybar;
         if (present) {
-            const Out below{spare, rows, first.input_stride};
+            const Out below = matrix(first, spare, rows, first.input_stride);
             down(first, rows, u, below);
             scatter(below, p.rows, begin, rows, 1, first.inputs, p.xbar);
         }

@@ -60,6 +60,11 @@ template <class T, int Bytes, int M, int N, bool Transposed>
 void product_rows(int64_t rows, int64_t depth, const T* a, int64_t a_stride, const T* b, int64_t b_stride, T* c,
                   int64_t c_stride, Start start, const T* bias) {
     while (rows >= M) {
+#pragma GCC unroll 16
+        for (int i = M; i < 2 * M; ++i)  // the next block's sums, while this one's are made
+#pragma GCC unroll 4
+            for (int j = 0; j < N; ++j)
+                __builtin_prefetch(c + i * c_stride + j * Vector<T, Bytes>::lanes, 1);
         product_block<T, Bytes, M, N, Transposed>(depth, a, a_stride, b, b_stride, c, c_stride, start, bias);
         a += M * (Transposed ? 1 : a_stride);
         c += M * c_stride;
@@ -98,8 +103,8 @@ constexpr int64_t panel = 256 / sizeof(T);
 
 // And in the one that starts at this column, of a matrix with so many columns.
 template <class T>
-GRADREG_FAST_INLINE int64_t panel_width(int64_t column, int64_t columns) {
-    return columns - column < panel<T> ? columns - column : panel<T>;
+GRADREG_FAST_INLINE int64_t panel_width(int64_t column, int64_t columns, int64_t most = panel<T>) {
+    return columns - column < most ? columns - column : most;
 }
 
 // A matrix [lines, stride], seen from line `first` on: in panels, or in plain rows, which serve as well where nobody
@@ -110,11 +115,12 @@ struct Matrix {
     int64_t lines, stride;
     int64_t first = 0;
     bool plain = false;
+    int64_t most = panel<T>;  // columns of a panel; the stride: one panel holds all
 
-    Matrix from(int64_t line) const { return {base, lines, stride, first + line, plain}; }
-    operator Matrix<const T>() const { return {base, lines, stride, first, plain}; }
+    Matrix from(int64_t line) const { return {base, lines, stride, first + line, plain, most}; }
+    operator Matrix<const T>() const { return {base, lines, stride, first, plain, most}; }
     // Columns of the panel that starts at this one.
-    GRADREG_FAST_INLINE int64_t width(int64_t column) const { return panel_width<T>(column, stride); }
+    GRADREG_FAST_INLINE int64_t width(int64_t column) const { return panel_width<T>(column, stride, most); }
     // From one of its lines to the next.
     GRADREG_FAST_INLINE int64_t step(int64_t column) const { return plain ? stride : width(column); }
     // Its first number in this line.

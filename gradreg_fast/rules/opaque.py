@@ -74,9 +74,9 @@ class Record:
         self.parameters = parameters
         self.y = y
 
-    def pull(self, u: Tensor) -> tuple[Tensor, ...]:
+    def pull(self, u: Tensor, create_graph: bool = False) -> tuple[Tensor, ...]:
         """``J^T u`` for one cotangent."""
-        return self._grad([self.y], self.inputs, [u])
+        return self._grad([self.y], self.inputs, [u], create_graph)
 
     def push(self, tangents: tuple[Tensor, ...]) -> Tensor:
         """``J xdot``: the pull is linear in its cotangent, so its own pull is the push."""

@@ -40,9 +40,25 @@ void in_parts(int64_t rows, const Function& function, int64_t rows_each = 24) {
         thread.join();
 }
 
+// Stands in for a library's product.
+template <class T>
+void multiply(int64_t m, int64_t n, int64_t depth, Operand<T> a, Operand<T> b, T* c, int64_t c_stride,
+              bool accumulate) {
+    const auto at = [](Operand<T> from, int64_t row, int64_t column) {
+        return from.transposed ? from.base[column * from.stride + row] : from.base[row * from.stride + column];
+    };
+    for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < n; ++j) {
+            T sum = accumulate ? c[i * c_stride + j] : T(0);
+            for (int64_t k = 0; k < depth; ++k)
+                sum += at(a, i, k) * at(b, k, j);
+            c[i * c_stride + j] = sum;
+        }
+}
+
 template <class T>
 void run(const MlpKernels<T>& kernels, const std::vector<int64_t>& widths, Kind kind, Loss loss, int64_t rows,
-         int64_t stack, int64_t tile) {
+         int64_t stack, int64_t tile, bool by_library) {
     const int64_t depth = int64_t(widths.size()) - 1, lanes = kernels.lanes;
     const int64_t inputs = widths.front(), outputs = widths.back();
     std::vector<Block<T>> blocks;
@@ -54,8 +70,9 @@ void run(const MlpKernels<T>& kernels, const std::vector<int64_t>& widths, Kind 
     for (int64_t l = 0; l < depth; ++l) {
         const int64_t d = widths[l], n = widths[l + 1], d_stride = round_up(d, lanes), n_stride = round_up(n, lanes);
         layers.push_back({d, n, d_stride, n_stride, l + 1 < depth ? kind : Kind::Identity, Settings{1.5, 20},
-                          take(n * d_stride), kind == Kind::ReLU, take(d * n_stride), take(n_stride),
-                          take(rows * n_stride), take(rows * stack * n_stride)});
+                          take(by_library ? n * d : n * d_stride), kind == Kind::ReLU,
+                          by_library ? nullptr : take(d * n_stride), take(n_stride), take(rows * n_stride),
+                          take(rows * stack * n_stride), by_library ? &multiply<T> : nullptr});
     }
     const bool curvature_free = kind == Kind::ReLU || kind == Kind::LeakyReLU || kind == Kind::Identity;
     const bool with_loss = loss != Loss::None;
@@ -101,7 +118,7 @@ void run(const MlpKernels<T>& kernels, const std::vector<int64_t>& widths, Kind 
                 std::vector<LayerGradient<T>> gradients;
                 for (const Layer<T>& layer : layers) {
                     const int64_t straight = layer.outputs * layer.input_stride;
-                    const int64_t turned = layer.inputs * layer.output_stride;
+                    const int64_t turned = by_library ? straight : layer.inputs * layer.output_stride;
                     T* weight = sums.emplace_back(std::min(straight, turned)).get();
                     T* bias = sums.emplace_back(layer.output_stride).get();
                     gradients.push_back({weight, bias, turned < straight, layer.plain});
@@ -175,7 +192,8 @@ void run_all(const MlpKernels<T>& kernels) {
             for (const int64_t rows : {1, 5, 49})
                 for (const int64_t stack : {1, 3})
                     for (int loss = 0; loss < (stack == 1 ? int(Loss::Count) : 1); ++loss)
-                        run(kernels, widths, Kind(kind), Loss(loss), rows, stack, 24);
+                        for (const bool by_library : {false, rows == 49})
+                            run(kernels, widths, Kind(kind), Loss(loss), rows, stack, 24, by_library);
 }
 
 // A convolution block with stride 1 and padding 1 of a 3 x 3 kernel.

@@ -30,6 +30,7 @@ ACTIVATIONS = {
     "sine": lambda: Sine(5.0),
 }
 SIZES = [(3, 17, 1), (1, 65, 3, 1), (17, 8, 65, 3), (2, 64, 64, 1), (33, 1), (65, 17)]
+WIDE = [(9, 517, 1), (531, 8, 3)]  # PyTorch multiplies
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 
@@ -54,7 +55,7 @@ def served(model, x):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES + WIDE, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_against_pytorch_lines(activation, sizes, dtype):
     for rows, stack, last, bias in [
@@ -131,11 +132,12 @@ def both(call, model, x):
         torch.testing.assert_close(mine, wanted, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("hidden", [17, 300])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_on_top(name, activation):
+def test_losses_on_top(name, activation, hidden):
     loss, target = LOSSES[name]
-    model = network((5, 17, 3), activation)
+    model = network((5, hidden, 3), activation)
     x = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
     both(lambda model, x: functional.double_backprop(model, x, target, loss, reduction="none"), model, x)
     with gradreg_fast.backend("cpp"):
@@ -153,14 +155,15 @@ def test_a_class_that_is_not_there_is_named():
 class Energy(nn.Module):
     """One output a sample, ``[B]``, of images."""
 
-    def __init__(self):
+    def __init__(self, hidden):
         super().__init__()
-        self.layers = network((12, 17, 1), "silu")
+        self.layers = network((12, hidden, 1), "silu")
 
     def forward(self, x):
         return self.layers(x.flatten(1)).squeeze(-1)
 
 
+@pytest.mark.parametrize("hidden", [17, 300])
 @pytest.mark.parametrize(
     "call",
     [
@@ -172,8 +175,8 @@ class Energy(nn.Module):
     ],
     ids=["norm", "offset", "loss", "projection", "vjp"],
 )
-def test_reshapes_around_the_layers(call):
-    model, x = Energy(), torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+def test_reshapes_around_the_layers(call, hidden):
+    model, x = Energy(hidden), torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     both(call, model, x)
     with gradreg_fast.backend("cpp"):
         graph, tensors = ops.prepare(model, x)
@@ -200,8 +203,9 @@ def test_strided_tensors(activation):
     assert_same(model, x, torch.randn(2, 9, 1, dtype=torch.float64).transpose(0, 2).expand(1, 9, 2))
 
 
-def test_empty_batch():
-    model = network((3, 17, 1), "tanh", dtype=torch.float32)
+@pytest.mark.parametrize("hidden", [17, 600])
+def test_empty_batch(hidden):
+    model = network((3, hidden, 1), "tanh", dtype=torch.float32)
     found = evaluate("cpp", model, torch.randn(0, 3, requires_grad=True), None)
     assert [tuple(t.shape) for t in found[:2]] == [(0, 1), (1, 0, 3)]
     assert all(not t.any() for t in found)
@@ -235,9 +239,10 @@ def test_changed_weights_are_noticed():
             g.sum().backward()
 
 
+@pytest.mark.parametrize("sizes", [(2, 64, 64, 1), (2, 600, 1)], ids=str)
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_same_bits_every_time(threads):
-    model = network((2, 64, 64, 1), "tanh", dtype=torch.float32)
+def test_the_same_bits_every_time(threads, sizes):
+    model = network(sizes, "tanh", dtype=torch.float32)
     x = torch.randn(517, 2, requires_grad=True)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -252,7 +257,7 @@ def test_the_same_bits_every_time(threads):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("inputs", [3, 64, 112, 256])  # ragged, one panel, read as it is, packed
+@pytest.mark.parametrize("inputs", [3, 64, 112, 256, 600])  # ragged, one panel, read as it is, packed, by PyTorch
 def test_operations_are_registered_properly(inputs):
     x = torch.randn(5, inputs)
     weights, biases = [torch.randn(4, inputs), torch.randn(2, 4)], [torch.randn(4), None]

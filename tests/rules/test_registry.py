@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 import gradreg_fast
+from gradreg_fast import tracing
 from gradreg_fast.rules.registry import FUNCTIONS, MODULES, spelled, table
+from gradreg_fast.signature import ONE_TENSOR
 from tests.parity import (
     assert_primitives,
     compare,
@@ -475,7 +477,8 @@ def test_complete():
     """Every registered name has an example above."""
     targets = set()
     for shape, function in CALLS.values():
-        traced = gradreg_fast.convert._Tracer().trace(Around(shape, Function(function)))
+        root = tracing._Root(Around(shape, Function(function)), ONE_TENSOR, True)
+        traced = tracing._Tracer(root).trace(root)
         targets |= {node.target for node in traced.nodes}
     assert set(FUNCTIONS) - targets == {functional.hardsigmoid}
     modules = {type(module) for _, make in LAYERS.values() for module in make().modules()}

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 import gradreg_fast
+from gradreg_fast.convert import graph_of
 from tests.parity import assert_parity, assert_primitives, is_opaque, jacobian_sqnorm, value_and_vjp
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -153,8 +154,8 @@ def test_positions_as_samples(width, outputs, smooth):
 
 def test_every_plan_with_positions_as_samples(monkeypatch):
     model, x = Positions(2, 6), torch.randn(5, 4, 3)
-    graph = gradreg_fast.convert.graph_of(model)
-    _, linearization = gradreg_fast.engine.linearize(graph, x, graph.tensors())
+    graph = graph_of(model)
+    _, linearization = gradreg_fast.engine.linearize(graph, x, graph.tensors(x))
     for plan in gradreg_fast.planner.candidates(linearization, None):
         monkeypatch.setattr(gradreg_fast.planner, "plan", lambda linearization, stack, plan=plan: plan)
         assert_parity(model, gradreg_fast.jacobian_sqnorm, jacobian_sqnorm, x)

@@ -1,0 +1,214 @@
+"""A graph as an operation that autograd records, and whose input gradient it may record too.
+
+``y = recorded(graph, x, tensors)`` keeps what sweep 1 leaves behind. A backward pass through y is an ordinary one. With
+``create_graph=True`` the gradient of x is sweep 2, an operation of its own (`_Pull`); and the backward pass through
+that hands its adjoint to the one through y, which comes after it and runs sweeps 3 and 4 for both. So user code of the
+usual form, ``torch.autograd.grad(y, x, c, create_graph=True)`` and then ``backward``, takes the four sweeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gradreg_fast import contraction
+from gradreg_fast.blocks import with_blocks
+from gradreg_fast.context import (
+    closed_form,
+    laid_out_like,
+    requested,
+    restore,
+    save,
+    wanted_now,
+)
+from gradreg_fast.engine import Terms, linearize
+from gradreg_fast.graph import Graph
+from gradreg_fast.mlp import HALVES, kernel_for
+from gradreg_fast.planner import adjoints_are_cotangents
+from gradreg_fast.rules.base import elements, per_sample
+
+
+def recorded(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
+    """The network's output, differentiable twice with respect to x, and then once more with respect to everything.
+
+    Args:
+        graph: the network.
+        x: input ``[B, ...]`` that requires a gradient.
+        tensors: the graph's.
+
+    Returns:
+        y.
+    """
+    mlp = kernel_for(graph, x, tensors)
+    if mlp is not None and mlp.outputs(tensors) == 1 and x.dtype not in HALVES:
+        y, _ = _OneOutput.apply(mlp, mlp.rows(x), *tensors)
+        return mlp.returned(y)
+    graph = with_blocks(graph, x, tensors)
+    y, _ = _Value.apply(graph, wanted_now(tensors), x, *tensors)
+    return y
+
+
+class _Value(torch.autograd.Function):
+    """y, and a tensor without elements by which each `_Pull` depends on y's own backward pass."""
+
+    @staticmethod
+    def forward(ctx, graph, wanted, x, *tensors):
+        ctx.set_materialize_grads(False)
+        y, linearization = linearize(graph, x, tensors)
+        link = x.new_empty(0)
+        ctx.wanted, ctx.handed = wanted, {}
+        save(ctx, (graph, wanted, x, *tensors), linearization, link)
+        return laid_out_like(y, x), link
+
+    @staticmethod
+    def backward(ctx, ybar, _):
+        handed = ctx.handed.pop(torch._C._current_graph_task_id(), None)
+        x_wanted, *wanted = requested(ctx, 2)
+        pull = torch.is_grad_enabled() and handed is None and x_wanted
+        xbar, totals = None, [None] * len(wanted)
+        if not pull or any(wanted):
+            xbar, *totals = closed_form(partial(_adjoint, handed))(ctx, ybar)
+        if pull:
+            linearization, link = restore(ctx)
+            xbar = _Pull.apply(linearization, ctx.wanted, link, ybar)
+        return None, None, xbar, *totals
+
+
+def _adjoint(handed: Handed | None, ctx, ybar: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Sweep 4 for y's adjoint and for what pulls handed over: the gradients of x and of the slots."""
+    linearization, _ = restore(ctx)
+    x_wanted, *wanted = requested(ctx, 2)
+    handed = handed or Handed(Terms(linearization.graph, tuple(wanted), x_wanted), [])
+    terms, directions = handed.terms, handed.directions
+    adjoints = {} if ybar is None else {linearization.graph.output: ybar}
+    xbar = None
+    for direction in directions:  # the network is piecewise linear with one output: d is u, scaled
+        scale = None
+        if direction is directions[0] and ybar is not None:
+            scale, adjoints = ybar.reshape(-1), {}  # [B]
+            xbar = direction.pulled[0] * per_sample(scale, direction.pulled[0]) if x_wanted else None
+        final = direction is directions[-1]
+        linearization.push({0: direction.tangent}, cotangents=direction.kept, terms=terms, scale=scale, final=final)
+    rest = linearization.adjoint(adjoints, terms)
+    return rest if xbar is None else xbar, *terms.totals
+
+
+@dataclass
+class Handed:
+    """What the backward passes through pulls leave to the one through y.
+
+    Attributes:
+        terms: second-order terms and parameter gradients.
+        directions: what is still to be pushed.
+    """
+
+    terms: Terms
+    directions: list[Direction]
+
+
+@dataclass
+class Direction:
+    """A tangent to push where adjoints are cotangents, scaled.
+
+    Attributes:
+        tangent: ``[1, B, ...]``.
+        kept: the cotangents of a unit seed, by node.
+        pulled: that of the input, ``[1, B, ...]``.
+    """
+
+    tangent: Tensor
+    kept: dict
+    pulled: Tensor
+
+
+class _Pull(torch.autograd.Function):
+    """``J^T c``."""
+
+    @staticmethod
+    def forward(ctx, linearization, wanted, link, cotangent):
+        ctx.set_materialize_grads(False)
+        graph = linearization.graph
+        ctx.proportional = adjoints_are_cotangents(linearization)
+        seed = contraction.unit_seeds(linearization, graph.seed) if ctx.proportional else cotangent.unsqueeze(0)
+        kept_nodes = graph.needs(wanted, x_wanted=True).meeting
+        pulled, kept = linearization.pull({graph.seed: seed}, keep=kept_nodes)
+        if pulled is None:
+            pulled = link.new_zeros(1, *linearization.shapes[0])
+        g = pulled[0]
+        if ctx.proportional:
+            g = g * per_sample(cotangent.reshape(-1), g)
+        save(ctx, (linearization, wanted, link, cotangent), linearization, kept, pulled, cotangent)
+        return g if ctx.proportional else g.contiguous()
+
+    @staticmethod
+    @closed_form
+    def backward(ctx, gbar):
+        linearization, kept, pulled, cotangent = restore(ctx)
+        link_wanted, cotangent_wanted = requested(ctx, 2)
+        if gbar is None:
+            return (None,) * 4
+        tangent, cotangent_bar = gbar.unsqueeze(0), None
+        handed = _handed(ctx.next_functions[0][0], linearization.graph) if link_wanted else None
+        if ctx.proportional:
+            if cotangent_wanted:
+                cotangent_bar = elements(pulled * tangent).sum(2).view_as(cotangent)
+            if handed:
+                scaled = tangent * per_sample(cotangent.reshape(-1), gbar)
+                handed.directions.append(Direction(scaled, kept, pulled))
+        else:
+            top = linearization.graph.seed if cotangent_wanted else None
+            meetings = {"cotangents": kept, "terms": handed.terms} if handed else {}
+            pushed, _ = linearization.push({0: tangent}, top, **meetings)
+            cotangent_bar = pushed[0] if cotangent_wanted and pushed is not None else None
+        link_bar = linearization.like.new_zeros(0) if link_wanted else None
+        return None, None, link_bar, cotangent_bar
+
+
+def _handed(value_node, graph: Graph) -> Handed:
+    """Where the backward pass that is running hands things to the one through y."""
+    task = torch._C._current_graph_task_id()
+    if task not in value_node.handed:
+        x_wanted, *wanted = requested(value_node, 2)
+        value_node.handed[task] = Handed(Terms(graph, tuple(wanted), x_wanted), [])
+    return value_node.handed[task]
+
+
+class _OneOutput(torch.autograd.Function):
+    """y ``[B, 1]`` and its input gradient ``[B, d]``, of a fully connected network by compiled kernels.
+
+    Samples do not meet, so that ``J^T c`` is each sample's gradient times its c: an ordinary product of the second
+    result, whose backward pass comes back here.
+    """
+
+    @staticmethod
+    def forward(ctx, mlp, x, *tensors):
+        ctx.set_materialize_grads(False)
+        y, g, _, kept = mlp.forward_pull(x, None, None, tensors, 1, keep=True)
+        g = g[0]
+        ctx.mlp, ctx.is_tensor = mlp, [False, True, *(tensor is not None for tensor in tensors)]
+        ctx.save_for_backward(x, kept, g, *(tensors[slot] for slot in mlp.weights))
+        return y, g
+
+    @staticmethod
+    def backward(ctx, ybar, gbar):
+        x_wanted, *wanted = requested(ctx, 1)
+        pull = torch.is_grad_enabled() and gbar is None and x_wanted
+        xbar = ctx.saved_tensors[2] * ybar if pull else None
+        totals = [None] * len(wanted)
+        if not pull or any(wanted):
+            last, _, *totals = closed_form(partial(_one_output_adjoint, (x_wanted and not pull, False, *wanted)))(
+                ctx, ybar, gbar
+            )
+            xbar = xbar if pull else last
+        return None, xbar, *totals
+
+
+def _one_output_adjoint(wanted: Sequence[bool], ctx, ybar: Tensor | None, gbar: Tensor | None) -> list[Tensor | None]:
+    """Sweeps 3 and 4: the gradients of x, of the cotangent that is none, and of the slots."""
+    x, kept, _, *weights = ctx.saved_tensors
+    adjoints = ybar, None if gbar is None else gbar.unsqueeze(0), None
+    return ctx.mlp.push_adjoint(x, None, None, kept, weights, 1, adjoints, wanted)

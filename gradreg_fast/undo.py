@@ -1,0 +1,52 @@
+"""Leaving everything as it was when bad input is noticed only after a part of the work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from functools import wraps
+
+import torch
+from torch import Tensor
+
+_calls = threading.local()
+
+
+def undone_on_error(function: Callable) -> Callable:
+    """Let an exception restore what the call has told `remember`."""
+
+    @wraps(function)
+    def wrapper(*args, **kwargs):
+        outer = getattr(_calls, "restores", None)
+        restores = _calls.restores = []
+        try:
+            return function(*args, **kwargs)
+        except Exception:
+            for restore in reversed(restores):
+                restore()
+            raise
+        finally:
+            _calls.restores = outer
+
+    return wrapper
+
+
+def remember(tensors: Iterable[Tensor], device: torch.device | None) -> None:
+    """Note the values of tensors, and, with a device, the state of its default generator of random numbers."""
+    restores = getattr(_calls, "restores", None)
+    if restores is None:
+        return
+    before = [(tensor, tensor.clone()) for tensor in tensors]
+    cuda = device is not None and device.type == "cuda"
+    states = [None if device is None else torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None]
+
+    def restore():
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)
+        if states[0] is not None:
+            torch.set_rng_state(states[0])
+        if states[1] is not None:
+            torch.cuda.set_rng_state(states[1], device)
+
+    restores.append(restore)
