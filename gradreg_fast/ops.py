@@ -385,4 +385,4 @@ def check_cotangent(cotangent: Tensor | None, linearization: Linearization, name
 
 def _first(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     y, g = pair
-    return y, g[0]
+    return y, g.squeeze(0)  # whose derivative is a view

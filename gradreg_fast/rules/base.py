@@ -198,6 +198,11 @@ def map_members(function: Callable[[Tensor], Tensor], stack: Tensor, rows: bool)
     return torch.stack([function(member) for member in stack])
 
 
+def stacked(members: Sequence[Tensor]) -> Tensor:
+    """A stack of members; a view of a single one."""
+    return members[0].unsqueeze(0) if len(members) == 1 else torch.stack(list(members))
+
+
 def shaped(like: Tensor, shape: Sequence[int]) -> Tensor:
     """A tensor of this shape whose values nobody reads."""
     return like.new_empty(1).expand(shape)
