@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
-from . import memory, penalties
+from gradreg_fast import memory
+
+from . import penalties
 from .cases import Case
 from .penalties import Jacobian
 

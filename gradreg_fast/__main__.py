@@ -1,4 +1,4 @@
-"""``python -m gradreg_fast info``: what a bug report needs."""
+"""``python -m gradreg_fast info``: what a bug report needs; ``profile``: what a model gains."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import platform
 import torch
 
 import gradreg_fast
-from gradreg_fast import build
+from gradreg_fast import build, profile
 from gradreg_fast.backend import current, library
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m gradreg_fast", description=__doc__)
-    parser.add_argument("command", choices=["info"], help="versions, what is compiled for what, and why not where not")
-    parser.parse_args()
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="versions, what is compiled for what, and why not where not")
+    profile.add_arguments(commands.add_parser("profile", help="what runs where, parity, time and memory of a model"))
+    arguments = parser.parse_args()
+    if arguments.command == "profile":
+        raise SystemExit(profile.run(arguments))
     for name, value in facts().items():
         print(f"{name:16}{value}")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from gradreg_fast.graph import Graph, WholeModel, whole_model
-from gradreg_fast.recorded import recorded
+from gradreg_fast.recorded import pays, recorded
 from gradreg_fast.rules.registry import Value
 from gradreg_fast.signature import ONE_TENSOR, Signature, bind, substituted
 from gradreg_fast.snapshot import Snapshot
@@ -79,7 +79,7 @@ class Converted:
         if graph.whole:
             graph.tensors(x, given)  # remembers the buffers
             return _in_pieces(self, plainly, args, kwargs)
-        if not graph.has_rules:
+        if not (graph.has_rules and pays(graph, x)):
             return plainly(*args, **kwargs)
         y = recorded(graph, x, graph.tensors(x, given))
         return y if graph.structure is None else substituted(graph.structure, lambda value: y, Value)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gradreg_fast import contraction
+from gradreg_fast.backend import current
 from gradreg_fast.blocks import with_blocks
 from gradreg_fast.context import (
     closed_form,
@@ -25,11 +26,56 @@ from gradreg_fast.context import (
     save,
     wanted_now,
 )
-from gradreg_fast.engine import Terms, linearize
+from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import HALVES, kernel_for
 from gradreg_fast.planner import adjoints_are_cotangents
+from gradreg_fast.rules.attention import Attention
 from gradreg_fast.rules.base import elements, per_sample
+from gradreg_fast.rules.conv import Conv
+from gradreg_fast.rules.conv_block import ConvBlock
+from gradreg_fast.rules.opaque import Opaque
+from gradreg_fast.rules.pointwise import Kinked
+
+# When the closed form is ahead of autograd in user's own lines, by measurements on one thread of a CPU in float32:
+# - what Python takes for a node in a whole step, beyond autograd's own share, and for one that autograd runs;
+NODE_SECONDS, OPAQUE_SECONDS = 1.2e-4, 5e-4
+# - products a second;
+RATE = 7e10
+# - products saved, in those of one forward: where adjoints are cotangents, and of convolutions anywhere;
+SCALED_UNITS, CONVOLUTION_UNITS = 2.0, 0.9
+# - a forward's products from which a compiled network with one output is ahead.
+LEAST_COMPILED = 5e6
+WITHOUT_DOUBLE_BACKWARD = (Attention, Kinked)  # in PyTorch, for some of these: never left to autograd
+
+
+def pays(graph: Graph, x: Tensor) -> bool:
+    """Whether the closed form is to be preferred to autograd for this input: on a CPU, not where it is slower.
+
+    What the network costs is known after the first call with an input of this shape. A backend that was chosen is used.
+    """
+    return graph.plans.get(_cost_key(x), True) or current() != "auto"
+
+
+def _cost_key(x: Tensor) -> tuple:
+    return "pays", x.shape, x.dtype, x.device
+
+
+def _saves_time(linearization: Linearization) -> bool:
+    graph = linearization.graph
+    if linearization.like.device.type != "cpu":
+        return True
+    products, convolutions, seconds = 0, 0, 0.0
+    for i, node in enumerate(graph.nodes):
+        if node and node.inputs:
+            if isinstance(node.rule, WITHOUT_DOUBLE_BACKWARD):
+                return True
+            flops = node.rule.flops(linearization.parameters[i], linearization.shapes[i])
+            products += flops
+            convolutions += flops if isinstance(node.rule, (Conv, ConvBlock)) else 0
+            seconds += OPAQUE_SECONDS if isinstance(node.rule, Opaque) else NODE_SECONDS
+    scaled = adjoints_are_cotangents(linearization)
+    return max(SCALED_UNITS * products * scaled, CONVOLUTION_UNITS * convolutions) > seconds * RATE
 
 
 def recorded(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
@@ -46,9 +92,11 @@ def recorded(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Tenso
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and mlp.outputs(tensors) == 1 and x.dtype not in HALVES:
         y, _ = _OneOutput.apply(mlp, mlp.rows(x), *tensors)
+        products = 2 * len(x) * sum(tensors[slot].numel() for slot in mlp.weights)
+        graph.plans[_cost_key(x)] = products > LEAST_COMPILED
         return mlp.returned(y)
-    graph = with_blocks(graph, x, tensors)
-    y, _ = _Value.apply(graph, wanted_now(tensors), x, *tensors)
+    y, _ = _Value.apply(with_blocks(graph, x, tensors), wanted_now(tensors), x, *tensors)
+    graph.plans[_cost_key(x)] = y.grad_fn.saves_time
     return y
 
 
@@ -60,7 +108,7 @@ class _Value(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         y, linearization = linearize(graph, x, tensors)
         link = x.new_empty(0)
-        ctx.wanted, ctx.handed = wanted, {}
+        ctx.wanted, ctx.handed, ctx.saves_time = wanted, {}, _saves_time(linearization)
         save(ctx, (graph, wanted, x, *tensors), linearization, link)
         return laid_out_like(y, x), link
 

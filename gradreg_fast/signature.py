@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 
@@ -90,6 +90,10 @@ class Bound:
     signature: Signature
     given: list[Tensor]
 
+    def buffers(self) -> Iterator[Tensor]:
+        """The model's."""
+        return self.model.buffers()
+
     def __call__(self, x: Tensor) -> object:
         """What counts of the model's result, by autograd."""
         return self.signature.call(self.model, self.signature.split(x), self.given)
@@ -123,7 +127,7 @@ def callable_with(gradient_like_x: bool = False) -> Callable:
                 return function(*args, **kwargs)
             arguments = plain.bind(*args, **kwargs).arguments
             model, x = arguments.pop("model"), arguments.pop(name)
-            bound, joint = _bound(model, x, name, output, model_args, model_kwargs or {})
+            bound, joint = bind_call(model, x, name, output, model_args, model_kwargs or {})
             others = {key: joined(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
             result, value = function(bound, joint, **others)
             if gradient_like_x and several:
@@ -142,9 +146,15 @@ def callable_with(gradient_like_x: bool = False) -> Callable:
     return decorate
 
 
-def _bound(
+def bind_call(
     model: nn.Module, x: object, name: str, output: object, args: Sequence, kwargs: Mapping
 ) -> tuple[Bound, Tensor]:
+    """The model with its arguments, and what is differentiated as one tensor; as `callable_with` has them.
+
+    Raises:
+        TypeError: if the model, x or an argument is not what it must be.
+        ValueError: if the members of x do not fit together.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(args, (tuple, list)):

@@ -103,7 +103,12 @@ def _everything_restored(model: nn.Module) -> Iterator[None]:
         Untraceable: if it did anything.
     """
     states = _random_states()
-    before = [(module, dict(module.__dict__)) for module in model.modules()]
+    spaces = [
+        space
+        for module in model.modules()
+        for space in (vars(module), module._parameters, module._buffers, module._modules)
+    ]
+    before = [(space, dict(space)) for space in spaces]
     changed = False
     try:
         yield
@@ -111,12 +116,11 @@ def _everything_restored(model: nn.Module) -> Iterator[None]:
         drawn = _random_states() != states
         if drawn:
             _restore_random_states(states)
-        for module, attributes in before:
-            now = module.__dict__
-            if len(now) != len(attributes) or any(now.get(name) is not value for name, value in attributes.items()):
+        for space, items in before:
+            if len(space) != len(items) or any(space.get(name) is not value for name, value in items.items()):
                 changed = True
-                now.clear()
-                now.update(attributes)
+                space.clear()
+                space.update(items)
     if drawn:
         raise Untraceable("its forward draws random numbers")
     if changed:

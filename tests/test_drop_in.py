@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import gradreg_fast
 from gradreg_fast import convert
 from tests.flops import count
-from tests.parity import assert_parity, compare, evaluate, recorded_gradient, value_and_vjp
+from tests.parity import WithoutRule, assert_parity, compare, evaluate, recorded_gradient, value_and_vjp
 
 pytestmark = [pytest.mark.usefixtures("float64", "each_backend"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
@@ -147,8 +147,8 @@ MODELS = {
     "piecewise linear": lambda: mlp(3, nn.ReLU),
     "piecewise linear critic": lambda: mlp(1, lambda: nn.LeakyReLU(0.2)),
     "a layer": lambda: nn.Linear(4, 2),
-    "without a rule": lambda: nn.Sequential(nn.Linear(4, 3), nn.Softsign(), nn.Linear(3, 2)),
-    "nothing with a rule": nn.Softsign,
+    "without a rule": lambda: nn.Sequential(nn.Linear(4, 3), WithoutRule(), nn.Linear(3, 2)),
+    "nothing with a rule": WithoutRule,
     "batch statistics": lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 2)),
     "evaluation": lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 2)).eval(),
     "dropout": lambda: nn.Sequential(nn.Linear(4, 9), nn.Dropout(0.5), nn.Tanh(), nn.Linear(9, 2)),
@@ -436,3 +436,27 @@ def test_scripts_and_autocast_are_left_alone():
         y = convert(model)(x)
     assert y.dtype == torch.bfloat16
     assert type(y.grad_fn).__name__ != "_ValueBackward"
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_what_is_too_small_to_gain_is_left_to_autograd(outputs):
+    """From the second call on, unless a backend was chosen; and buffers are not updated twice."""
+    model, x = mlp(outputs), torch.randn(3, 4, requires_grad=True)
+    parametrizations.spectral_norm(model[0])
+    twin = copy.deepcopy(model)
+    with gradreg_fast.backend("auto"):
+        names = [type(convert(model)(x).grad_fn).__name__ for _ in range(3)]
+        assert names[0] in ("_ValueBackward", "_OneOutputBackward")
+        assert names[1] == names[2] == type(model(x).grad_fn).__name__
+        for _ in range(4):
+            twin(x)
+        assert_same_buffers(model, twin)
+        wide = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 1))
+        rows = torch.randn(64, 512, requires_grad=True)
+        names = [type(convert(wide)(rows).grad_fn).__name__ for _ in range(2)]
+        assert names[0] == names[1] != type(wide(rows).grad_fn).__name__
+
+
+def assert_same_buffers(model, twin):
+    for one, other in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(one, other)

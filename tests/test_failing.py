@@ -11,7 +11,7 @@ import gradreg_fast
 from gradreg_fast import convert, functional
 from tests.parity import assert_parity, compare, evaluate, value_and_vjp
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "pytorch_lines")
 
 CRITICS = ("gradient_penalty", "r1", "r2", "eikonal", "dragan", "r1_r2")
 

@@ -366,3 +366,19 @@ def test_given_arguments_are_not_penalised_with_compiled_layers():
     model, (x, labels, *_) = Conditional(), batch()
     assert is_opaque(model)  # called with x alone it cannot be traced
     assert flat(gradreg_fast.jacobian_sqnorm(model, x, model_args=(labels,)))[1].shape == (3,)
+
+
+def test_forwards_that_replace_buffers():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls = self.calls + 1
+            return self.inner(x) * self.calls
+
+    model, x = Counting(), torch.randn(3, 4)
+    for function in (gradreg_fast.value_and_vjp, lambda m, x: oracle(convert(m), x)):
+        assert_parity(model, function, oracle, x)
