@@ -10,7 +10,7 @@ import torch
 
 import gradreg_fast
 from gradreg_fast import build
-from gradreg_fast.backend import current, library
+from gradreg_fast.backend import cuda_library, current, library
 
 
 def main() -> None:
@@ -40,7 +40,8 @@ def facts() -> dict[str, str]:
     else:
         lines["CPU kernels"] = f"{module.cpu_capability()}, of {module.__file__}"
         lines["compiled by"] = f"C++ {module.compiler}"
-    lines["CUDA kernels"] = "none: not part of this version"
+    cuda, reason = cuda_library()
+    lines["CUDA kernels"] = f"none: {reason}" if cuda is None else f"{', '.join(build.TARGETS)}, PTX"
     lines["cache"] = str(build.cache_folder()) + ("" if os.path.isdir(build.cache_folder()) else " (not made yet)")
     return lines
 
