@@ -19,6 +19,6 @@ PYBIND11_MODULE(_C, module) {
                "Whether products read a weight with so many inputs as it is.");
     module.attr("compiler") = __VERSION__;
 #if defined(GRADREG_FAST_CUDA)
-    module.def("cuda_problem", &gradreg_fast::cuda_problem, "Why CUDA kernels cannot run here; empty if they can.");
+    module.def("cuda_problem", &gradreg_fast::cuda::problem, "Why CUDA kernels cannot run here; empty if they can.");
 #endif
 }

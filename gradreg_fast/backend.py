@@ -241,6 +241,22 @@ def register_fakes(module: ModuleType) -> None:
     def active_sqnorm_gradients(hidden, weights, gram, cotangents, factor, wanted):
         return [torch.empty_like(weight) for weight, flag in zip(weights, wanted, strict=True) if flag]
 
+    @ops.register_fake("gradreg_fast::activate")
+    def activate(z, kind, settings, masked):
+        return torch.empty_like(z), z.new_empty(-(-z.numel() * z.element_size() // 16) * masked, dtype=torch.uint8)
+
+    @ops.register_fake("gradreg_fast::activation_slope")
+    def activation_slope(kept, v, count, kind, settings):
+        return torch.empty_like(v)
+
+    @ops.register_fake("gradreg_fast::activation_meet")
+    def activation_meet(kept, u, xdot, kind, settings, push):
+        return [torch.empty_like(u[0]), *([torch.empty_like(xdot)] if push else ())]
+
+    @ops.register_fake("gradreg_fast::activation_bend")
+    def activation_bend(kept, d, w, kind, settings, below):
+        return torch.empty_like(w)
+
     @ops.register_fake("gradreg_fast::activation")
     def activation(z: Tensor, kind, settings):
         return torch.empty_like(z), torch.empty_like(z), torch.empty_like(z)

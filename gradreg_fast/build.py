@@ -23,6 +23,7 @@ import sys
 import sysconfig
 import tempfile
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,11 @@ SOURCES = (
     "cpu/mlp_avx512.cpp",
     "cpu/mlp_baseline.cpp",
 )
-CUDA_SOURCES = ("cuda/runtime.cu",)
+CUDA_SOURCES = (
+    "cuda/elementwise.cpp",
+    "cuda/elementwise.cu",
+    "cuda/runtime.cu",
+)
 FLAGS = (
     "-O3",
     "-g0",
@@ -212,28 +217,41 @@ def _version(command: list[str]) -> str:
         raise BuildError(f"{shlex.join(command)} does not run ({error})") from None
 
 
-def commands(
-    sources: Path, compiler: list[str], nvcc: str | None, folder: Path, library: Path
-) -> tuple[list[list[str]], list[str]]:
-    """The compilations of the sources into the folder, in any order, and the link of the library behind them."""
+def host_flags(sources: Path) -> list[str]:
+    """How the C++ compiler is called."""
     import torch
     from torch.utils import cpp_extension
 
     headers = [*cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
-    common = [*FLAGS, "-std=c++17", "-fPIC", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
-    common += [f"-I{sources}", *(flag for header in headers for flag in ("-isystem", header))]
-    host, linker, bind = [*compiler, *common], [*compiler, "-shared"], "-Wl,"
+    flags = [*FLAGS, "-std=c++17", "-fPIC", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+    return [*flags, f"-I{sources}", *(flag for header in headers for flag in ("-isystem", header))]
+
+
+def link_flags(pass_on: str = "-Wl,") -> list[str]:
+    """What a library is linked with; `pass_on` is how the compiler is told of flags for the linker."""
+    import torch
+
+    torch_libraries = Path(torch.__file__).parent / "lib"
+    flags = [f"-L{torch_libraries}", f"{pass_on}--no-as-needed", f"{pass_on}--exclude-libs=ALL"]
+    return [*flags, *(f"-l{name}" for name in LIBRARIES)]
+
+
+def commands(
+    sources: Path, names: Sequence[str], compiler: list[str], nvcc: str | None, folder: Path, library: Path
+) -> tuple[list[list[str]], list[str]]:
+    """The compilations of the named sources into the folder, in any order, and the link of the library behind them."""
+    host, link, pass_on = [*compiler, *host_flags(sources)], [*compiler, "-shared"], "-Wl,"
     if nvcc is not None:
         device = [nvcc, f"-ccbin={compiler[0]}", *CUDA_FLAGS, f"-I{sources}"]
         host.append("-DGRADREG_FAST_CUDA")
-        linker, bind = [*device[:2], "-shared", "-cudart=static", f"-L{Path(nvcc).parent.parent / 'lib'}"], "-Xlinker="
+        link = [*device[:2], "-shared", "-cudart=static", f"-L{Path(nvcc).parent.parent / 'lib'}"]
+        pass_on = "-Xlinker="
     compilations, objects = [], []
-    for name in SOURCES if nvcc is None else (*SOURCES, *CUDA_SOURCES):
+    for name in names:
         objects.append(str(folder / f"{name.replace('/', '_')}.o"))
         with_what = device if name.endswith(".cu") else host
         compilations.append([*with_what, "-c", str(sources / name), "-o", objects[-1]])
-    link = [*linker, *objects, f"-L{Path(torch.__file__).parent / 'lib'}", f"{bind}--no-as-needed"]
-    return compilations, [*link, f"{bind}--exclude-libs=ALL", *(f"-l{name}" for name in LIBRARIES), "-o", str(library)]
+    return compilations, [*link, *objects, *link_flags(pass_on), "-o", str(library)]
 
 
 def jobs() -> int:
@@ -244,9 +262,10 @@ def jobs() -> int:
 
 def compile_library(sources: Path, compiler: list[str], nvcc: str | None, library: Path, log: Path) -> str | None:
     """Compile the library, with nvcc its CUDA kernels too; None, or the first error."""
+    names = SOURCES if nvcc is None else (*SOURCES, *CUDA_SOURCES)
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         unfinished = Path(scratch) / library.name
-        error = _compile(*commands(sources, compiler, nvcc, Path(scratch), unfinished), log)
+        error = _compile(*commands(sources, names, compiler, nvcc, Path(scratch), unfinished), log)
         if error is None:
             os.replace(unfinished, library)
         return error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradreg_fast.backend import available, current, insists
+from gradreg_fast.backend import KERNELS, available, current, insists
 from gradreg_fast.context import closed_form, differentiable, requested
 from gradreg_fast.graph import Graph
 from gradreg_fast.rules import activation
@@ -303,7 +303,7 @@ def _through(functions: Sequence[Callable[[Tensor], Tensor]], tensor: Tensor) ->
 def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp | None:
     """The network as kernels take it, if one serves this graph at this input and the backend's choice allows it."""
     mlp = mlp_of(graph)
-    if mlp is None or x.device.type != "cpu" or x.dtype not in CROSSOVER:
+    if mlp is None or KERNELS.get(x.device.type) != "cpp" or x.dtype not in CROSSOVER:
         return None
     if current() == "torch":
         return None

@@ -1,13 +1,13 @@
-#include "cuda/runtime.h"
-
 #include <cuda_runtime.h>
 
-namespace gradreg_fast {
+#include "cuda/runtime.h"
 
-const char* cuda_problem() {
+namespace gradreg_fast::cuda {
+
+const char* problem() {
     int devices = 0;
     const cudaError_t error = cudaGetDeviceCount(&devices);
     return error == cudaSuccess ? "" : cudaGetErrorString(error);
 }
 
-}  // namespace gradreg_fast
+}  // namespace gradreg_fast::cuda

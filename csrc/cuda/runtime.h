@@ -2,9 +2,9 @@
 
 #pragma once
 
-namespace gradreg_fast {
+namespace gradreg_fast::cuda {
 
 // Why no kernel can run on this machine; empty if one can.
-const char* cuda_problem();
+const char* problem();
 
-}  // namespace gradreg_fast
+}  // namespace gradreg_fast::cuda
