@@ -85,7 +85,7 @@ def available(device: torch.device) -> bool:
         require(name)
         return insists(device)
     own = KERNELS.get(device.type)
-    return name == "auto" and own is not None and _usable(own)[0] is not None
+    return name == "auto" and own is not None and usable(own)[0] is not None
 
 
 def insists(device: torch.device) -> bool:
@@ -99,13 +99,14 @@ def require(name: str = "cpp") -> ModuleType:
     Raises:
         RuntimeError: if there is none, with the reason.
     """
-    module, reason = _usable(name)
+    module, reason = usable(name)
     if module is None:
         raise RuntimeError(f"backend {name!r} cannot be used: {reason}")
     return module
 
 
-def _usable(name: str) -> tuple[ModuleType | None, str]:
+def usable(name: str) -> tuple[ModuleType | None, str]:
+    """The compiled library if the kernels of backend ``"cpp"`` or ``"cuda"`` run here, or None and why not."""
     return library() if name == "cpp" else cuda_library()
 
 
