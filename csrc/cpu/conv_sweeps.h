@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "cpu/conv.h"
-#include "cpu/dispatch.h"
+#include "common/dispatch.h"
 #include "cpu/vector_math.h"
 
 namespace gradreg_fast {

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "common/activation.h"
+#include "common/loss.h"
 
 namespace gradreg_fast {
 
@@ -21,17 +22,6 @@ constexpr int64_t max_depth = 64;
 constexpr bool serves_plain(int64_t inputs, int64_t lanes, int64_t element_size) {
     return inputs % lanes == 0 && (inputs * element_size <= 256 || inputs * element_size % 1024 != 0);
 }
-
-// A loss on top of the network, each sample's own. Its gradient in y is the cotangent. The order is that of `LOSSES` in
-// gradreg_fast/mlp.py.
-enum class Loss : int { None, CrossEntropy, MeanSquare, Logistic, Count };
-
-template <class T>
-struct Target {
-    Loss loss;
-    const int64_t* classes;  // [B]; negative: the sample counts nothing; cross-entropy has either these
-    const T* values;         // [B, outputs] or these
-};
 
 template <class T>
 struct Layer {
