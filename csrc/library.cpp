@@ -45,6 +45,17 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
     library.def(
         "active_sqnorm_gradients(Tensor[] hidden, Tensor[] weights, bool gram, Tensor[] cotangents, Tensor factor, "
         "int[] wanted) -> Tensor[]");
+    // The passes of an activation (cuda/elementwise.h); tensors without gaps, all in the layout of z. kept: what the
+    // forward pass returned as mask if there is one, else y if the activation's derivatives take that, else z. Stacks
+    // are [K, ...]. Forward: returns y and the mask.
+    library.def("activate(Tensor z, int kind, float[] settings, bool masked) -> (Tensor, Tensor)");
+    // phi' v; count: of z.
+    library.def("activation_slope(Tensor kept, Tensor v, int count, int kind, float[] settings) -> Tensor");
+    // sum_k u^k xdot^k and, if wanted, phi' xdot.
+    library.def(
+        "activation_meet(Tensor kept, Tensor u, Tensor xdot, int kind, float[] settings, bool push) -> Tensor[]");
+    // phi' d + phi'' w or, if `below`, phi' d + (phi'' / phi') w.
+    library.def("activation_bend(Tensor kept, Tensor? d, Tensor w, int kind, float[] settings, bool below) -> Tensor");
     // phi, phi' and phi'' of an activation at z.
     library.def("activation(Tensor z, int kind, float[] settings) -> (Tensor, Tensor, Tensor)");
 }

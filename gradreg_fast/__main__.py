@@ -1,4 +1,4 @@
-"""``python -m gradreg_fast info``: what a bug report needs."""
+"""``python -m gradreg_fast info [--kernels]``: what a bug report needs, and what kernels there are."""
 
 from __future__ import annotations
 
@@ -10,16 +10,29 @@ import torch
 
 import gradreg_fast
 from gradreg_fast import build
-from gradreg_fast.backend import current, library
+from gradreg_fast.backend import cuda_library, current, library
+from gradreg_fast.kernels import Kernel, kernels
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m gradreg_fast", description=__doc__)
     parser.add_argument("command", choices=["info"], help="versions, what is compiled for what, and why not where not")
-    parser.parse_args()
+    parser.add_argument("--kernels", action="store_true", help="every kernel instead: dtypes, targets, needs, bound")
+    if parser.parse_args().kernels:
+        print("\n\n".join(map(description, kernels(build.source_folder()))))
+        return
     for name, value in facts().items():
         print(f"{name:16}{value}")
+
+
+def description(kernel: Kernel) -> str:
+    """What a kernel's header comment tells, as a paragraph."""
+    fields = {"targets": ", ".join(kernel.targets)} | kernel.fields
+    if kernel.file.startswith("cuda/"):
+        fields |= {name: f"at most {kernel.budget(name)}" for name in ("registers", "stack", "shared")}
+    heading = f"{kernel.name} ({kernel.file}): {kernel.task}"
+    return "\n".join([heading, *(f"  {name:12}{text}" for name, text in fields.items())])
 
 
 def facts() -> dict[str, str]:
@@ -40,7 +53,8 @@ def facts() -> dict[str, str]:
     else:
         lines["CPU kernels"] = f"{module.cpu_capability()}, of {module.__file__}"
         lines["compiled by"] = f"C++ {module.compiler}"
-    lines["CUDA kernels"] = "none: not part of this version"
+    cuda, reason = cuda_library()
+    lines["CUDA kernels"] = f"none: {reason}" if cuda is None else f"{', '.join(build.TARGETS)}, PTX"
     lines["cache"] = str(build.cache_folder()) + ("" if os.path.isdir(build.cache_folder()) else " (not made yet)")
     return lines
 

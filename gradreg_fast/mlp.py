@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradreg_fast.backend import available, current
+from gradreg_fast.backend import KERNELS, available, current, insists
 from gradreg_fast.context import closed_form, differentiable, requested
 from gradreg_fast.graph import Graph
 from gradreg_fast.rules import activation
@@ -303,10 +303,9 @@ def _through(functions: Sequence[Callable[[Tensor], Tensor]], tensor: Tensor) ->
 def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp | None:
     """The network as kernels take it, if one serves this graph at this input and the backend's choice allows it."""
     mlp = mlp_of(graph)
-    if mlp is None or x.device.type != "cpu" or x.dtype not in CROSSOVER:
+    if mlp is None or KERNELS.get(x.device.type) != "cpp" or x.dtype not in CROSSOVER:
         return None
-    choice = current()
-    if choice == "torch":
+    if current() == "torch":
         return None
     matrices = [tensors[slot] for slot in mlp.weights]
     rows = _through(mlp.before, x) if mlp.before else x
@@ -315,9 +314,9 @@ def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp
     for tensor in (x, *matrices):
         if tensor.dtype != x.dtype or (type(tensor) is not torch.nn.Parameter and type(tensor) is not Tensor):
             return None
-    if choice == "auto" and widest(matrices) > CROSSOVER[x.dtype]:
+    if not insists(x.device) and widest(matrices) > CROSSOVER[x.dtype]:
         return None
-    return mlp if available() and mlp.takes_target(x, tensors) else None
+    return mlp if available(x.device) and mlp.takes_target(x, tensors) else None
 
 
 def widest(matrices: Sequence[Tensor]) -> int:
