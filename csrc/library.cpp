@@ -6,8 +6,9 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
     // Sweeps 1 and 2 of a fully connected network. Layer l has kinds[l] and settings[2 l], settings[2 l + 1]
     // (activation.h). x [B, d]; cotangent [stack, B, n] or None for ones; a loss (cpu/mlp.h) on top makes the cotangent
     // from its target, classes [B] or values [B, n]; offset [stack, B, d] or None is subtracted from g; unit_seed: see
-    // cpu/mlp.h; keep: whether push_adjoint follows. Returns y [B, n], g [stack, B, d], its squared norms [B] and what
-    // was kept.
+    // cpu/mlp.h; keep: whether push_adjoint follows. Returns y [B, n], g [stack, B, d], its squared norms [B] (float32
+    // of 16 bits) and what was kept. On CUDA devices settings may have one number more: whether float32 products may be
+    // TF32.
     library.def(
         "mlp_forward_pull(Tensor x, Tensor? cotangent, Tensor? target, Tensor? offset, Tensor[] weights, "
         "Tensor?[] biases, int[] kinds, float[] settings, int loss, int stack, bool unit_seed, bool keep) -> "

@@ -50,6 +50,7 @@ SOURCES = (
 CUDA_SOURCES = (
     "cuda/elementwise.cpp",
     "cuda/elementwise.cu",
+    "cuda/mlp.cpp",
     "cuda/mlp_bfloat16.cu",
     "cuda/mlp_float16.cu",
     "cuda/mlp_float32.cu",

@@ -31,7 +31,8 @@ struct ScalarMath {
     static GRADREG_FAST_INLINE T tanh(T x) { return ::tanh(x); }
     static GRADREG_FAST_INLINE void sincos(T x, T& sine, T& cosine) {
 #if defined(__CUDA_ARCH__)
-        // CUDA's own reduce large angles with an array in local memory. In half turns, to twice the precision of double.
+        // CUDA's own reduce large angles with an array in local memory. In half turns, to twice the precision of
+        // double.
         constexpr double high = 0.31830988618379069, low = -1.9678676675182486e-17;  // 1 / pi
         const double angle = x, turns = angle * high;
         const double rest = ::fma(angle, high, -turns) + angle * low;

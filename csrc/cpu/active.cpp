@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "cpu/capability.h"
-#include "cpu/tensors.h"
+#include "common/tensors.h"
 
 namespace gradreg_fast {
 namespace {

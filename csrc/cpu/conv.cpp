@@ -10,7 +10,7 @@
 
 #include "cpu/capability.h"
 #include "cpu/denormals.h"
-#include "cpu/tensors.h"
+#include "common/tensors.h"
 
 namespace gradreg_fast {
 namespace {

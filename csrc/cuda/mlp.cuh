@@ -59,6 +59,11 @@ __device__ __noinline__ EvaluatedDerivatives<T, count> derivatives_of(Kind kind,
     return result;
 }
 
+// Blocks a multiprocessor that registers must allow: 128 a thread, 255 in float64. Left alone, ptxas spills some for a
+// third block, which shared memory seldom has room for.
+template <class S>
+constexpr int least_blocks = sizeof(S) > 4 ? 1 : 2;
+
 // A tile of rows in shared memory: the operand and the result of its products.
 template <class Arithmetic, int tile_rows>
 struct Tile {
@@ -206,7 +211,7 @@ __device__ __forceinline__ void with_activation(Kind kind, Settings settings, Fu
 // states and K n for cotangents, and states once more in for each k, from the second-level cache. Operations: 2 (1 + K)
 // a weight. Shared memory: the weights, 2 tiles. Bound: of networks 64 wide, by global memory where something is kept.
 template <class Arithmetic, int tile_rows>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
     forward_pull(const __grid_constant__ ForwardPull<typename Arithmetic::Storage> p) {
     using S = typename Arithmetic::Storage;
     using T = Wide<S>;
@@ -263,7 +268,7 @@ __global__ void __launch_bounds__(threads)
                     [&](int row, int column) {
                         const int at = row * width + column;
                         const T u = !seeded ? tile.sum(row, column) : seed ? T(seed[at]) : T(1);
-                        return Loaded<T>{T(state[at]), u};
+                        return Loaded<T>{T(state[at]), u, T(0)};
                     },
                     [&](int row, int column, bool valid, Loaded<T> at, Derivatives<T> phi) {
                         if (valid && cotangent) cotangent[row * width + column] = narrow<S>(at.first);
@@ -304,7 +309,7 @@ __global__ void __launch_bounds__(threads)
 // activations (all for each k). Operations: 2 (1 + K) a weight; 2 K where nothing bends, 0 where it is a task's adjoint
 // alone. Bound: of networks 64 wide, by global memory.
 template <class Arithmetic, int tile_rows>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
     push_adjoint(const __grid_constant__ PushAdjoint<typename Arithmetic::Storage> p) {
     using S = typename Arithmetic::Storage;
     using T = Wide<S>;
@@ -356,7 +361,7 @@ __global__ void __launch_bounds__(threads)
             const int distance = leading(outputs, sizeof(T));
             const S* const state = layer.state + begin * outputs;
             tile.each_derivative(
-                layer, [&](int row, int column) { return Loaded<T>{T(state[row * outputs + column])}; },
+                layer, [&](int row, int column) { return Loaded<T>{T(state[row * outputs + column]), T(0), T(0)}; },
                 [&](int row, int column, bool valid, Loaded<T>, Derivatives<T> phi) {
                     if (valid) y[row * distance + column] = phi.value;
                 });
@@ -398,7 +403,7 @@ __global__ void __launch_bounds__(threads)
                 layer,
                 [&](int row, int column) {
                     const int at = row * width + column;
-                    return Loaded<T>{T(state[at]), T(u[at])};
+                    return Loaded<T>{T(state[at]), T(u[at]), T(0)};
                 },
                 [&](int row, int column, bool valid, Loaded<T> at, Derivatives<T> phi) {
                     tile.set(row, column, valid ? phi.slope * at.first : T(0));
@@ -426,7 +431,7 @@ __global__ void __launch_bounds__(threads)
 // twice where a layer is wider than 64, from the second-level cache; a slice's sums out and in. Operations: 2 (1 + K) a
 // weight and row; 2 if proportional. Bound: by global memory up to 64 wide, beyond by the product.
 template <class Arithmetic>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
     gradients(const __grid_constant__ PushAdjoint<typename Arithmetic::Storage> p) {
     using S = typename Arithmetic::Storage;
     using Element = typename Arithmetic::Element;

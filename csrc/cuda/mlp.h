@@ -22,7 +22,7 @@ constexpr int gradient_rows = 64;           // a tile of a weight's gradient is 
 constexpr int gradient_columns = 128;       // and sums over gradient_lines at a time
 constexpr int gradient_lines = 32;          //
 constexpr int64_t least_slice = 256;        // lines of a batch that pay for a block of their own
-constexpr int blocks_each = 3;              // most blocks that are meant to share a multiprocessor
+constexpr int blocks_each = 2;              // most blocks that share a multiprocessor: their registers allow it
 constexpr int tile_sizes[] = {64, 32, 16};  // rows
 
 template <class S>
@@ -88,6 +88,8 @@ struct Device {
     int multiprocessors;
     int shared_bytes;  // that a block can have, and that a multiprocessor has but for 1 KB a block
 };
+
+Device current_device();
 
 // How a kernel is launched.
 struct Plan {

@@ -11,13 +11,18 @@
 namespace gradreg_fast::cuda {
 
 #if defined(__CUDACC__)
+inline void check(cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
 // Starts a kernel on a stream; no waiting.
 template <class... Parameters, class... Arguments>
 void start(void (*kernel)(Parameters...), dim3 blocks, unsigned threads, size_t shared_bytes, void* stream,
            const Arguments&... arguments) {
+    if (shared_bytes > 48 << 10)  // what every kernel may have
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
     kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
-    const cudaError_t error = cudaGetLastError();
-    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+    check(cudaGetLastError());
 }
 #endif  // tests have their own
 

@@ -15,7 +15,7 @@ from gradreg_fast import build
 
 from .native import FOLDERS, HERE
 
-SOURCES = ("library.cpp", "cuda/elementwise.cpp", "cuda/elementwise.cu")
+SOURCES = ["library.cpp", *(name for name in build.CUDA_SOURCES if name != "cuda/runtime.cu")]
 ORDERS = range(3)  # forward, reversed, shuffled
 
 
