@@ -57,6 +57,15 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
         "activation_meet(Tensor kept, Tensor u, Tensor xdot, int kind, float[] settings, bool push) -> Tensor[]");
     // phi' d + phi'' w or, if `below`, phi' d + (phi'' / phi') w.
     library.def("activation_bend(Tensor kept, Tensor? d, Tensor w, int kind, float[] settings, bool below) -> Tensor");
+    // Batch normalisation with batch statistics (cuda/norm.h) at x [B, C, ...], which lies as it is or channels last,
+    // as do all others; mean, inverse and weight: [C], in float32 where x is in less. J v of a stack [K, B, C, ...],
+    // plus `second` if given, and the sums of v and v xhat [K, 2, C].
+    library.def(
+        "norm_project(Tensor v, Tensor x, Tensor mean, Tensor inverse, Tensor? weight, Tensor? second) -> "
+        "(Tensor, Tensor)");
+    // The gradients of sum_k <u^k, J v^k> by x and by the weight and, if wanted, J v.
+    library.def(
+        "norm_meet(Tensor u, Tensor v, Tensor x, Tensor mean, Tensor inverse, Tensor? weight, bool push) -> Tensor[]");
     // phi, phi' and phi'' of an activation at z.
     library.def("activation(Tensor z, int kind, float[] settings) -> (Tensor, Tensor, Tensor)");
 }

@@ -258,6 +258,14 @@ def register_fakes(module: ModuleType) -> None:
     def activation_bend(kept, d, w, kind, settings, below):
         return torch.empty_like(w)
 
+    @ops.register_fake("gradreg_fast::norm_project")
+    def norm_project(v, x, mean, inverse, weight, second):
+        return torch.empty_like(v), mean.new_empty(len(v), 2, *mean.shape)
+
+    @ops.register_fake("gradreg_fast::norm_meet")
+    def norm_meet(u, v, x, mean, inverse, weight, push):
+        return [torch.empty_like(x), torch.empty_like(mean), *([torch.empty_like(v)] if push else ())]
+
     @ops.register_fake("gradreg_fast::activation")
     def activation(z: Tensor, kind, settings):
         return torch.empty_like(z), torch.empty_like(z), torch.empty_like(z)

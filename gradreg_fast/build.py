@@ -56,6 +56,8 @@ CUDA_SOURCES = (
     "cuda/mlp_float32.cu",
     "cuda/mlp_float64.cu",
     "cuda/mlp_tf32.cu",
+    "cuda/norm.cpp",
+    "cuda/norm.cu",
     "cuda/runtime.cu",
 )
 FLAGS = (

@@ -17,6 +17,8 @@ from gradreg_fast.mlp import kind_of
 from gradreg_fast.rules.activation import Activation
 from gradreg_fast.rules.activation_passes import ActivationPasses
 from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.norm import BatchNormTrain
+from gradreg_fast.rules.norm_passes import BatchNormPasses
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -34,4 +36,6 @@ def with_passes(graph: Graph, x: Tensor) -> Graph:
 def _pass_for(rule: Rule) -> Rule:
     if isinstance(rule, Activation) and (phi := kind_of(rule)) is not None:
         return ActivationPasses(rule, *phi)
+    if type(rule) is BatchNormTrain:
+        return BatchNormPasses(rule.eps, rule.momentum)
     return rule

@@ -7,6 +7,7 @@
 
 #if defined(__CUDACC__)
 #define GRADREG_FAST_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#define GRADREG_FAST_STATIC_SHARED(type, name) __shared__ std::remove_cv_t<type> name
 #else
 #include "cuda_on_cpu.h"
 #endif
