@@ -156,6 +156,11 @@ def register_fakes(module: ModuleType) -> None:
 
     @ops.register_fake("gradreg_fast::mlp_forward_pull")
     def forward_pull(x, cotangent, target, offset, weights, biases, kinds, settings, loss, stack, unit_seed, keep):
+        y, g = x.new_empty(x.shape[0], len(weights[-1])), x.new_empty(stack, *x.shape)
+        if x.device.type == "cuda":
+            count = x.shape[0] * (1 + stack) * sum(len(weight) for weight in weights) if keep else 0
+            norms = torch.promote_types(x.dtype, torch.float32)
+            return y, g, x.new_empty(x.shape[0], dtype=norms), x.new_empty(count)
         size = x.element_size()
         lanes = module.lanes(size)
         B, count = x.shape[0], 0
@@ -165,7 +170,6 @@ def register_fakes(module: ModuleType) -> None:
             padded = -(-d // lanes) * lanes
             count += (0 if module.serves_plain(d, lanes, size) else n * padded) + d * width + width
             count += B * (1 + stack) * width if keep else 0
-        y, g = x.new_empty(B, len(weights[-1])), x.new_empty(stack, *x.shape)
         return y, g, x.new_empty(B), x.new_empty(count)
 
     @ops.register_fake("gradreg_fast::mlp_push_adjoint")

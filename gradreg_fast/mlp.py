@@ -42,11 +42,16 @@ STRAIGHT = (0, 1, 2)  # kinds without curvature
 
 MAX_DEPTH = 64  # as in csrc/cpu/mlp.h
 
-HALVES = (torch.bfloat16, torch.float16)  # computed in float32 from end to end
+HALVES = (torch.bfloat16, torch.float16)  # computed in float32 from end to end on a CPU
 
 # The widest layer that the kernels take by themselves, by dtype: on one thread they were ahead of the PyTorch lines up
 # to there in all cases tried, 1.1 to 3 times; the bfloat16 products of some processors are hard to beat.
 CROSSOVER = {torch.float32: 512, torch.float64: 256, torch.float16: 512, torch.bfloat16: 128}
+
+
+# On CUDA devices, what is sure to fit into shared memory on all of them (csrc/cuda/mlp.h); not yet timed.
+WIDEST_ON_CUDA = {torch.float32: 128, torch.float64: 64, torch.float16: 128, torch.bfloat16: 128}
+MAX_DEPTH_ON_CUDA = 32
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Mlp:
         return self._apply(x, cotangent, offset, tensors, measured=True)
 
     def _apply(self, x, cotangent, offset, tensors, measured):
-        if x.dtype in HALVES:
+        if x.dtype in HALVES and not _on_cuda(x):
             single = [None if t is None else t.float() for t in (x, cotangent, offset)]
             tensors = [t.float() if t is not None and t.is_floating_point() else t for t in tensors]
             y, result = self._apply(*single, tensors, measured)
@@ -167,7 +172,7 @@ class Mlp:
             weights,
             biases,
             self.kinds,
-            self.settings,
+            self.settings_for(x),
             self.loss,
             stack,
             self.unit_seed(weights, stack),
@@ -215,7 +220,7 @@ class Mlp:
                 kept,
                 weights,
                 self.kinds,
-                self.settings,
+                self.settings_for(x),
                 self.loss,
                 stack,
                 self.unit_seed(weights, stack),
@@ -228,6 +233,12 @@ class Mlp:
             if flag:
                 gradients[place] = next(results)
         return gradients
+
+    def settings_for(self, x: Tensor) -> tuple[float, ...]:
+        """With PyTorch's own word on whether float32 products may be TF32's, where kernels have both."""
+        if not _on_cuda(x) or x.dtype != torch.float32:
+            return self.settings
+        return (*self.settings, float(torch.backends.cuda.matmul.fp32_precision == "tf32"))
 
     def unit_seed(self, weights: Sequence[Tensor], stack: int) -> bool:
         """Whether adjoints are cotangents, scaled: one output, piecewise linear; kept are those of a unit seed."""
@@ -254,6 +265,8 @@ class Mlp:
         if target.is_floating_point():
             return len(shape) == 2 and target.shape == shape
         indices = len(shape) == 2 and target.shape == shape[:1] and target.dtype != torch.bool
+        if _on_cuda(x):  # no waiting for the device: a class that is not there gives NaN
+            return indices
         return indices and bool(not len(target) or target.max() < shape[1])
 
     def takes(self, cotangent: Tensor, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
@@ -303,7 +316,7 @@ def _through(functions: Sequence[Callable[[Tensor], Tensor]], tensor: Tensor) ->
 def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp | None:
     """The network as kernels take it, if one serves this graph at this input and the backend's choice allows it."""
     mlp = mlp_of(graph)
-    if mlp is None or KERNELS.get(x.device.type) != "cpp" or x.dtype not in CROSSOVER:
+    if mlp is None or x.device.type not in KERNELS or x.dtype not in CROSSOVER:
         return None
     if current() == "torch":
         return None
@@ -314,9 +327,17 @@ def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp
     for tensor in (x, *matrices):
         if tensor.dtype != x.dtype or (type(tensor) is not torch.nn.Parameter and type(tensor) is not Tensor):
             return None
-    if not insists(x.device) and widest(matrices) > CROSSOVER[x.dtype]:
+    if _on_cuda(x):
+        if widest(matrices) > WIDEST_ON_CUDA[x.dtype] or len(matrices) > MAX_DEPTH_ON_CUDA:
+            return None
+    elif not insists(x.device) and widest(matrices) > CROSSOVER[x.dtype]:
         return None
     return mlp if available(x.device) and mlp.takes_target(x, tensors) else None
+
+
+def _on_cuda(x: Tensor) -> bool:
+    """Whether its kernels are CUDA's."""
+    return KERNELS.get(x.device.type) == "cuda"
 
 
 def widest(matrices: Sequence[Tensor]) -> int:

@@ -46,7 +46,7 @@ GRADREG_FAST_INLINE T class_weight(const Target<S>& target, int64_t b, int64_t w
 }
 template <class T, class S>
 GRADREG_FAST_INLINE T class_weights(const Target<S>& target, int64_t b, int64_t width) {
-    if (target.classes) return T(target.classes[b] >= 0);
+    if (target.classes) return target.classes[b] < width ? T(target.classes[b] >= 0) : T(0) / T(0);  // no such class
     T sum = 0;
     for (int64_t i = 0; i < width; ++i)
         sum += T(target.values[b * width + i]);

@@ -59,6 +59,8 @@ __device__ __noinline__ EvaluatedDerivatives<T, count> derivatives_of(Kind kind,
     return result;
 }
 
+static_assert(sizeof(PushAdjoint<double>) <= 4096, "what a kernel's parameters may take");
+
 // Blocks a multiprocessor that registers must allow: 128 a thread, 255 in float64. Left alone, ptxas spills some for a
 // third block, which shared memory seldom has room for.
 template <class S>
@@ -205,11 +207,16 @@ __device__ __forceinline__ void with_activation(Kind kind, Settings settings, Fu
     with_kind<ScalarMath<T>>(kind, settings, function);
 }
 
-// Sweeps 1 and 2.
+// Kernel forward_pull: sweeps 1 and 2 of an MLP, with the squared norms of g
+//   dtypes     float32 float64 tf32 bfloat16 float16
+//   bound      64 wide, memory; 128 wide, memory on tensor cores and multiply-adds on CUDA cores
+//   registers  192 in float64, else 128
+//   tensor     TF32|Halves
 //
-// Global memory, per row, in numbers: d + n in and out, K d of g (and of an offset, in); of every layer n out for
-// states and K n for cotangents, and states once more in for each k, from the second-level cache. Operations: 2 (1 + K)
-// a weight. Shared memory: the weights, 2 tiles. Bound: of networks 64 wide, by global memory where something is kept.
+// N: all layers' outputs together, W: all weights. Global memory, in numbers a row: d in, n and K d out, N and K N out
+// for states and cotangents, if kept; from the second-level cache, K N states in again; K d of an offset and K n of a
+// cotangent in; and W once a block. Operations a row: 2 (1 + K) W. Shared memory: the weights, all or the largest, and
+// a tile's operand and result, of the widest layer.
 template <class Arithmetic, int tile_rows>
 __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
     forward_pull(const __grid_constant__ ForwardPull<typename Arithmetic::Storage> p) {
@@ -302,12 +309,17 @@ __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Sto
     }
 }
 
-// Sweeps 3 and 4, but for the parameters' gradients.
+// Kernel push_adjoint: sweeps 3 and 4 of an MLP, but for the parameters' gradients
+//   dtypes     float32 float64 tf32 bfloat16 float16
+//   bound      memory, but 128 wide on CUDA cores by multiply-adds
+//   registers  192 in float64, else 128
+//   tensor     TF32|Halves
 //
-// Global memory, per row: K d of gbar and d of xbar; of every layer (1 + K) n in for states and cotangents, n again for
-// states in the adjoint sweep, K n out for tangents and n for adjoints, 2 n for second-order terms of curved
-// activations (all for each k). Operations: 2 (1 + K) a weight; 2 K where nothing bends, 0 where it is a task's adjoint
-// alone. Bound: of networks 64 wide, by global memory.
+// Global memory, in numbers a row: K d of g's adjoint in; K N states and, where a layer bends, K N cotangents in; K N
+// tangents out; second-order terms, 2 K N of bent layers; in the adjoint sweep N states and N second-order terms in, N
+// adjoints out, n and d of y's and x's; and W once a block. What several k have in common comes from the second-level
+// cache. Operations a row: 2 (1 + K) W; 2 K W if nothing bends or comes from above; 2 W of a task alone. Shared memory:
+// as forward_pull, and with a loss a tile of outputs.
 template <class Arithmetic, int tile_rows>
 __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
     push_adjoint(const __grid_constant__ PushAdjoint<typename Arithmetic::Storage> p) {
@@ -423,13 +435,20 @@ __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Sto
     }
 }
 
-// The parameters' gradients: a tile of a layer's weight a block, over a slice of the batch's lines. A line is a tangent
-// with its cotangent, of which there are K B, or a state with its adjoint; of proportional ones, a tangent is
-// c hdot + ybar h. What the sweeps did not store is computed from the states.
+// Kernel gradients: of an MLP's weights and biases
+//   dtypes     float32 float64 tf32 bfloat16 float16
+//   bound      64 wide, memory; 128 wide, memory on tensor cores and multiply-adds on CUDA cores
+//   registers  192 in float64, else 128
+//   tensor     TF32|Halves
 //
-// Global memory: of every layer, per row, K (n of u and of states, d of tangents) and n of adjoints, d of states below;
-// twice where a layer is wider than 64, from the second-level cache; a slice's sums out and in. Operations: 2 (1 + K) a
-// weight and row; 2 if proportional. Bound: by global memory up to 64 wide, beyond by the product.
+// A tile of a layer's weight a block, over a slice of the batch's lines. A line is a tangent with its cotangent, of
+// which there are K B, or a state with its adjoint; of proportional ones, a tangent is c hdot + ybar h. What the sweeps
+// did not store is computed from the states. Slices are added in their order: no atomic operations, the same bits every
+// time.
+//
+// Global memory, in numbers a row: K N cotangents, states and tangents in, N adjoints, and N states as inputs; once
+// more from the second-level cache for each further tile of a layer. Operations a row: 2 (1 + K) W, of proportional
+// ones 2 W. Shared memory: 192 rows of 32 lines.
 template <class Arithmetic>
 __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
     gradients(const __grid_constant__ PushAdjoint<typename Arithmetic::Storage> p) {
@@ -547,7 +566,10 @@ __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Sto
         layer.bias_gradient[first_row + threadIdx.x] = narrow<S>(sum);
 }
 
-// The gradients' sums over slices: a thread a number, blockIdx.y a layer. Global memory, once in, once out, bounds it.
+// Kernel add_slices: the gradients' sums over slices of the batch, a thread a number
+//   dtypes     float32 float64 bfloat16 float16
+//   bound      memory: every slice's numbers in, the gradients out
+//   registers  64
 template <class S>
 __global__ void __launch_bounds__(threads) add_slices(const __grid_constant__ PushAdjoint<S> p) {
     const Layer<S>& layer = p.layers[blockIdx.y];

@@ -32,7 +32,7 @@ def module(name):
 
 def program(name):
     """``name.cpp`` as a program under AddressSanitizer."""
-    return _compiled(name, ["-O1", "-g", *SANITIZERS], "")
+    return _compiled(name, ["-O0", "-g", *SANITIZERS], "")
 
 
 def has_compiler():
