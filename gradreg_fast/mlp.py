@@ -49,8 +49,11 @@ HALVES = (torch.bfloat16, torch.float16)  # computed in float32 from end to end 
 CROSSOVER = {torch.float32: 512, torch.float64: 256, torch.float16: 512, torch.bfloat16: 128}
 
 
-# On CUDA devices, what is sure to fit into shared memory on all of them (csrc/cuda/mlp.h); not yet timed.
+# On CUDA devices, what is sure to fit into shared memory on all of them (csrc/cuda/mlp.h), and by compute capability
+# what the kernels take by themselves, as `python -m benchmarks.gpu.crossover` measures it; all that fits where it has
+# not been measured.
 WIDEST_ON_CUDA = {torch.float32: 128, torch.float64: 64, torch.float16: 128, torch.bfloat16: 128}
+CROSSOVER_ON_CUDA: dict[tuple[int, int], dict[torch.dtype, int]] = {}
 MAX_DEPTH_ON_CUDA = 32
 
 
@@ -327,10 +330,9 @@ def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp
     for tensor in (x, *matrices):
         if tensor.dtype != x.dtype or (type(tensor) is not torch.nn.Parameter and type(tensor) is not Tensor):
             return None
-    if _on_cuda(x):
-        if widest(matrices) > WIDEST_ON_CUDA[x.dtype] or len(matrices) > MAX_DEPTH_ON_CUDA:
-            return None
-    elif not insists(x.device) and widest(matrices) > CROSSOVER[x.dtype]:
+    if _on_cuda(x) and (widest(matrices) > WIDEST_ON_CUDA[x.dtype] or len(matrices) > MAX_DEPTH_ON_CUDA):
+        return None
+    if not insists(x.device) and widest(matrices) > _crossover(x):
         return None
     return mlp if available(x.device) and mlp.takes_target(x, tensors) else None
 
@@ -338,6 +340,13 @@ def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp
 def _on_cuda(x: Tensor) -> bool:
     """Whether its kernels are CUDA's."""
     return KERNELS.get(x.device.type) == "cuda"
+
+
+def _crossover(x: Tensor) -> int:
+    """The widest layer that the kernels take by themselves."""
+    if not _on_cuda(x):
+        return CROSSOVER[x.dtype]
+    return CROSSOVER_ON_CUDA.get(torch.cuda.get_device_capability(x.device), WIDEST_ON_CUDA)[x.dtype]
 
 
 def widest(matrices: Sequence[Tensor]) -> int:

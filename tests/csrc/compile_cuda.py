@@ -22,6 +22,7 @@ from gradreg_fast import build
 from gradreg_fast.kernels import Kernel, kernels
 
 LIMITS = {"registers": r"Used (\d+) registers", "stack": r"(\d+) bytes stack frame", "shared": r"(\d+) bytes smem"}
+STORES = re.compile(r"\bSTG\b")
 TENSOR_CORES = re.compile(r"\b([HQID]MMA|[HQ]GMMA|UTC\w*MMA)\b")
 
 
@@ -33,8 +34,8 @@ def main() -> None:
         log, objects = compile_all(sources, Path(folder))
         instances = instances_of(log)
         for path in objects:
-            for instance, target in with_tensor_cores(run([program("cuobjdump"), "-sass", path])):
-                instances[instance, target]["tensor"] = True
+            for key, code in machine_code(run([program("cuobjdump"), "-sass", path])).items():
+                instances[key] |= {"tensor": bool(TENSOR_CORES.search(code)), "stores": bool(STORES.search(code))}
         faults = [
             f"{path.name} holds no PTX" for path in objects if ".ptx" not in run([program("cuobjdump"), "-lptx", path])
         ]
@@ -66,6 +67,8 @@ def faults_of(kernel: Kernel, instance: str, needs: dict) -> list[str]:
         if needs[field] > kernel.budget(field):
             faults.append(f"needs {needs[field]} of {field}, allowed are {kernel.budget(field)}")
     wanted = re.search(kernel.fields.get("tensor", "(?!)"), instance) is not None
+    if not needs["stores"]:
+        faults.append("stores nothing: the compiler found its behaviour undefined")
     if wanted != needs["tensor"]:
         faults.append(f"has {'no' if wanted else 'unwanted'} tensor-core instructions")
     return faults
@@ -103,18 +106,17 @@ def instances_of(log: str) -> dict[tuple[str, str], dict]:
         instance, target = re.match(r" '(\w+)' for '(\w+)'", part).groups()
         needs = {name: int(match[1]) if (match := re.search(text, part)) else 0 for name, text in LIMITS.items()}
         spills = sum(map(int, re.findall(r"(\d+) bytes spill", part)))
-        found[instance, target] = {**needs, "spills": spills, "tensor": False}
+        found[instance, target] = {**needs, "spills": spills}
     return found
 
 
-def with_tensor_cores(sass: str) -> set[tuple[str, str]]:
-    """The instances and targets whose machine code uses tensor cores."""
-    found = set()
-    for code in re.split(r"code for ", sass)[1:]:
+def machine_code(sass: str) -> dict[tuple[str, str], str]:
+    """The instructions of each instance on each target."""
+    found = {}
+    for code in sass.split("code for ")[1:]:
         target = code.split(maxsplit=1)[0]
         for function in code.split("Function : ")[1:]:
-            if TENSOR_CORES.search(function):
-                found.add((function.split(maxsplit=1)[0], target))
+            found[function.split(maxsplit=1)[0], target] = function
     return found
 
 

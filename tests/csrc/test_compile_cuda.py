@@ -4,7 +4,7 @@ import pytest
 
 from gradreg_fast.kernels import Kernel
 
-from .compile_cuda import faults_of, instances_of, with_tensor_cores
+from .compile_cuda import TENSOR_CORES, faults_of, instances_of, machine_code
 
 LOG = """\
 ptxas info    : Compiling entry function '_Z4workf' for 'sm_80'
@@ -31,12 +31,12 @@ FINE = {"registers": 40, "stack": 0, "shared": 1024, "spill": 0}
 
 
 def needs(**figures):
-    return instances_of(LOG.format(**FINE | figures))["_Z4workf", "sm_80"] | {"tensor": True}
+    return instances_of(LOG.format(**FINE | figures))["_Z4workf", "sm_80"] | {"tensor": True, "stores": True}
 
 
 def test_what_ptxas_tells():
     found = instances_of(LOG.format(**FINE))
-    assert found["_Z4workf", "sm_80"] == {"registers": 40, "stack": 0, "shared": 1024, "spills": 0, "tensor": False}
+    assert found["_Z4workf", "sm_80"] == {"registers": 40, "stack": 0, "shared": 1024, "spills": 0}
     assert found["_Z4workd", "sm_90a"]["registers"] == 32
 
 
@@ -57,7 +57,13 @@ def test_what_it_does_not_allow_is_one(figures, fault):
     assert faults_of(KERNEL, "void work(float)", needs(**figures)) == [fault]
 
 
+def test_a_kernel_that_came_to_nothing_is_noticed():
+    (fault,) = faults_of(KERNEL, "void work(float)", needs() | {"stores": False})
+    assert "stores nothing" in fault
+
+
 def test_tensor_cores_are_used_where_they_are_meant_to_be():
-    assert with_tensor_cores(SASS) == {("_Z4workf", "sm_80")}
+    codes = machine_code(SASS)
+    assert len(codes) == 3 and [key for key in codes if TENSOR_CORES.search(codes[key])] == [("_Z4workf", "sm_80")]
     assert faults_of(KERNEL, "void work(float)", needs() | {"tensor": False}) == ["has no tensor-core instructions"]
     assert faults_of(KERNEL, "void work(double)", needs()) == ["has unwanted tensor-core instructions"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gradreg_fast
-from gradreg_fast import functional, ops
+from gradreg_fast import functional, mlp, ops
 from gradreg_fast.mlp import kernel_for
 from tests.parity import assert_primitives, evaluate, norm, value_and_vjp
 
@@ -121,3 +121,16 @@ def test_wrong_arguments_are_told(cuda_operations):
     wide = [torch.randn(300, 300), torch.randn(2, 300)]
     with pytest.raises(RuntimeError, match="too wide"):
         cuda_operations.mlp_forward_pull(torch.randn(5, 300), *given[:3], wide, *given[4:])
+
+
+def test_by_themselves_kernels_take_what_was_measured_to_pay(cuda_operations, monkeypatch):
+    x = torch.randn(9, 3)
+    small, large, too_large = (network((3, width, 1), "tanh").float() for width in (64, 128, 129))
+    assert served(large, x) and not served(too_large, x)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with gradreg_fast.backend("auto"):
+        assert served(large, x) and not served(too_large, x)
+        monkeypatch.setitem(mlp.CROSSOVER_ON_CUDA, (9, 0), {torch.float32: 64})
+        assert served(small, x) and not served(large, x)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+        assert served(large, x)
