@@ -316,10 +316,10 @@ __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Sto
 //   tensor     TF32|Halves
 //
 // Global memory, in numbers a row: K d of g's adjoint in; K N states and, where a layer bends, K N cotangents in; K N
-// tangents out; second-order terms, 2 K N of bent layers; in the adjoint sweep N states and N second-order terms in, N
-// adjoints out, n and d of y's and x's; and W once a block. What several k have in common comes from the second-level
-// cache. Operations a row: 2 (1 + K) W; 2 K W if nothing bends or comes from above; 2 W of a task alone. Shared memory:
-// as forward_pull, and with a loss a tile of outputs.
+// tangents out; of bent layers in 16 bits, 2 N for second-order terms, which else lie where adjoints will; N adjoints
+// out, n and d of y's and x's; and W once a block. States and second-order terms of the adjoint sweep, and what several
+// k have in common, come from the second-level cache. Operations a row: 2 (1 + K) W; 2 K W if nothing bends or comes
+// from above; 2 W of a task alone. Shared memory: as forward_pull, and with a loss a tile of outputs.
 template <class Arithmetic, int tile_rows>
 __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
     push_adjoint(const __grid_constant__ PushAdjoint<typename Arithmetic::Storage> p) {

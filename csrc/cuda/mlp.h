@@ -263,7 +263,10 @@ int64_t place_workspace(PushAdjoint<S>& p, char* memory) {
         take(layer.tangent, l < p.push_depth && above, numbers * p.stack);
         if (l == p.depth - 1) layer.tangent = p.cotangent_bar;
         take(layer.adjoint, l <= p.highest && gradient_tiles(layer), numbers);
-        take(layer.second, p.stack && l <= p.highest && l >= p.lowest && !is_straight(layer.kind), numbers);
+        const bool bends = p.stack && l <= p.highest && l >= p.lowest && !is_straight(layer.kind);
+        const bool shared = std::is_same_v<S, Wide<S>> && l <= p.highest && gradient_tiles(layer);
+        take(layer.second, bends && !shared, numbers);
+        if (bends && shared) layer.second = reinterpret_cast<Wide<S>*>(layer.adjoint);  // which takes its place
     }
     take(p.slice_sums, p.slices > 1, p.slices * p.slice_size);
     return used;
