@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gradreg_fast.backend import available, current, require
+from gradreg_fast.backend import KERNELS, available, current, insists, require
 from gradreg_fast.graph import Graph, Node, PlainValue
 from gradreg_fast.mlp import STRAIGHT, kind_of
 from gradreg_fast.rules.activation import Activation
@@ -57,16 +57,16 @@ class Run:
 def with_blocks(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Graph:
     """The graph with blocks where kernels serve this input, and the backend's choice allows it; remembered."""
     choice = current()
-    if choice == "torch" or x.device.type != "cpu" or x.dim() != 4 or torch.is_autocast_enabled("cpu"):
+    if choice == "torch" or KERNELS.get(x.device.type) != "cpp" or x.dim() != 4 or torch.is_autocast_enabled("cpu"):
         return graph
     convolutions = [tensor for run in runs_of(graph) for tensor in _parameters(graph, run, tensors)]
     if any(isinstance(size, torch.SymInt) for size in x.shape):
         return graph  # which is faster depends on it
-    if not convolutions or any(not _is_like(tensor, x) for tensor in (x, *convolutions)) or not available():
+    if not convolutions or any(not _is_like(tensor, x) for tensor in (x, *convolutions)) or not available(x.device):
         return graph
     key = ("blocks", x.shape, x.dtype, choice, torch.get_num_threads(), *(tensor.shape for tensor in convolutions))
     if key not in graph.plans:
-        graph.plans[key] = _rewritten(graph, x, tensors, always=choice == "cpp")
+        graph.plans[key] = _rewritten(graph, x, tensors, always=insists(x.device))
     return graph.plans[key]
 
 

@@ -30,6 +30,7 @@ from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import kernel_for
+from gradreg_fast.passes import with_passes
 from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.base import Rule, elements, per_sample
 from gradreg_fast.rules.opaque import Record, recording
@@ -129,7 +130,7 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and (cotangent is None or (given is not None and mlp.takes(given, x, tensors))):
         return mlp.value_and_vjp(x, given, tensors)
-    graph = with_blocks(graph, x, tensors)
+    graph = with_passes(with_blocks(graph, x, tensors), x)
     wanted = wanted_now(tensors)
     if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
         y, linearization = linearize(graph, x, tensors)
@@ -159,7 +160,7 @@ def sqnorm(
         return mlp.value_and_sqnorm(x, None, None, tensors)
     if mlp is not None and isinstance(cotangents, RandomUnits):
         return mlp.value_and_sqnorm(x, cotangents.draw(mlp.output_shape(x, tensors), x), None, tensors)
-    graph = with_blocks(graph, x, tensors)
+    graph = with_passes(with_blocks(graph, x, tensors), x)
     wanted = wanted_now(tensors)
     if not (any(wanted) or differentiable(x)):
         y, linearization = linearize(graph, x, tensors)
