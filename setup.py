@@ -5,12 +5,12 @@ where that fails, the package is pure Python and compiles them at first use, fro
 """
 
 import importlib.util
-import os
 import shutil
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
@@ -43,7 +43,7 @@ class BuildWithSources(build_py):
 
 def sources():
     """The C++ sources and headers."""
-    return [path for path in sorted((ROOT / "csrc").rglob("*")) if path.suffix in (".h", ".cpp")]
+    return [path for path in sorted((ROOT / "csrc").rglob("*")) if path.suffix in (".h", ".cpp", ".cuh", ".cu")]
 
 
 def kernels():
@@ -51,42 +51,25 @@ def kernels():
     if importlib.util.find_spec("torch") is None:
         return {}
     sys.path.insert(0, str(ROOT))
-    from gradreg_fast import build  # its flags and sources serve the build at first use, too
+    from gradreg_fast import build  # its sources and flags serve the build at first use, too
 
-    try:
-        build.find_compiler()
-    except build.BuildError as error:
-        print(f"gradreg_fast: the kernels are not compiled now ({error})")
-        return {}
-    use_ninja()
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
-
-    class BuildOrLater(BuildExtension):
-        """Leaves the kernels to the first use if they do not compile."""
+    class Compile(build_ext):
+        """Compiles the library, or leaves it to the first use."""
 
         def run(self):
             """Build, or say why not."""
             try:
                 super().run()
-            except Exception as error:
+            except (OSError, build.BuildError) as error:
                 print(f"gradreg_fast: the kernels are not compiled now ({error})")
 
-    extension = CppExtension(
-        build.MODULE,
-        [f"csrc/{name}" for name in build.SOURCES],
-        include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args={"cxx": list(build.FLAGS)},
-        optional=True,
-    )
-    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildOrLater}}
+        def build_extension(self, extension):
+            """By the commands of the build at first use."""
+            library = Path(self.get_ext_fullpath(extension.name))
+            library.parent.mkdir(parents=True, exist_ok=True)
+            build.compile_ahead(library)
 
-
-def use_ninja():
-    """Put the ninja package's program into PATH, where torch looks for it."""
-    if importlib.util.find_spec("ninja") is not None:
-        import ninja
-
-        os.environ["PATH"] = f"{ninja.BIN_DIR}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {"ext_modules": [Extension(build.MODULE, [])], "cmdclass": {"build_ext": Compile}}
 
 
 arguments = kernels()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -96,6 +97,9 @@ def _parser():
 
     sub = command("speed", _speed, "Time the penalised step of every case with every peer that is installed.")
     sub.add_argument("--quick", action="store_true", help="a few small cases, in under two minutes")
+    sub.add_argument(
+        "--rows-times", type=_between(int, 1), default=1, help="so many times the rows: for large devices (%(default)s)"
+    )
     sub.add_argument("--cases", nargs="+", metavar="CASE", default=[""], help="names or parts of them; all by default")
     sub.add_argument(
         "--peers",
@@ -214,6 +218,7 @@ def _speed(arguments):
             names = ", ".join(case.name for case in cases)
             raise BadArgument(f"--cases must be parts of the names of cases, got {part!r}; they are: {names}")
     chosen = [case for case in cases if any(part in case.name for part in arguments.cases)]
+    chosen = [replace(case, rows=case.rows * arguments.rows_times) for case in chosen]
     settings = QUICK if arguments.quick else FULL
     if arguments.repeats:
         settings = settings | {"rounds": arguments.repeats}

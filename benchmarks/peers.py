@@ -240,10 +240,16 @@ class InductorAutograd(Autograd):
     @classmethod
     def unavailable(cls, case, device):
         """The setting is recent, and a loop over hundreds of outputs is unrolled."""
-        if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
-            return f"torch {torch.__version__} has no torch._dynamo.config.trace_autograd_ops"
         rows = case.outputs if isinstance(penalties.PENALTIES[case.penalty], Jacobian) else 1
-        return f"compiling its {rows} unrolled rows takes many minutes" if rows > 100 else None
+        too_long = f"compiling its {rows} unrolled rows takes many minutes" if rows > 100 else None
+        return cls.untraceable() or too_long
+
+    @staticmethod
+    def untraceable() -> str | None:
+        """Why PyTorch cannot trace `torch.autograd.grad`, or None."""
+        if hasattr(torch._dynamo.config, "trace_autograd_ops"):
+            return None
+        return f"torch {torch.__version__} has no torch._dynamo.config.trace_autograd_ops"
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -259,6 +265,21 @@ class InductorAutograd(Autograd):
     def units(self):
         """A compiled step cannot be counted."""
         return None
+
+
+class GradregFastCompiled(InductorAutograd):
+    """This library, the whole step compiled."""
+
+    name = "gradreg_fast-compiled"
+
+    @classmethod
+    def unavailable(cls, case, device):
+        """The setting is recent."""
+        return GradregFast.unavailable(case, device) or cls.untraceable()
+
+    def forward(self):
+        """One call of `gradreg_fast.functional`."""
+        return penalties.gradreg_fast(self.case.penalty, self.model, self.batch)
 
 
 class CudaGraph(Autograd):
@@ -346,6 +367,7 @@ PEERS: dict[str, type[Peer]] = {
     peer.name: peer
     for peer in (
         GradregFast,
+        GradregFastCompiled,
         Autograd,
         AutogradChannelsLast,
         AutogradBatched,

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from . import BadArgument, overhead
 from .machine import spread
-from .report import OURS, best, microseconds, ratio, rivals, summary
+from .report import COMPILED, OURS, best, microseconds, ratio, rivals, summary
 
 AHEAD, BEHIND, GREY = "#2a7f4f", "#b5382f", "#8a8a8a"
 ENGINE_COLOURS = {"gradreg_fast": AHEAD, "autograd": "#1f4e9c", "none": GREY}
@@ -31,6 +31,7 @@ MARKERS = {
     "inductor-autograd": ("X", "#e8b766"),
     "cuda-graph": ("*", "#555555"),
     "jax": ("p", "#c44f9a"),
+    COMPILED: ("|", AHEAD),
 }
 
 
@@ -61,8 +62,9 @@ def speed(results: dict) -> Figure:
     )
     for row, case in enumerate(cases):
         peers = case["peers"]
-        times = {name: ratio(peers, name) for name in rivals(peers)}
-        _line(time, row, {name: quartiles for name, quartiles in times.items() if quartiles}, best(peers, list(times)))
+        times = {name: ratio(peers, name) for name in (*rivals(peers), COMPILED)}
+        timed = {name: quartiles for name, quartiles in times.items() if quartiles}
+        _line(time, row, timed, best(peers, rivals(peers)))
         _line(memory, row, ratios := _memory_ratios(peers), min(ratios, key=lambda name: ratios[name][1], default=None))
     labels = [f"{case['name']}  ({case['rows']} rows)\n{_under(case['peers'])}" for case in cases]
     time.set_yticks(range(len(cases)), labels, fontsize=8)
@@ -104,7 +106,8 @@ def _line(axes, row, ratios, nearest):
     axes.annotate(number, (min(low, 1), row), **place, fontsize=8, color=colour, fontweight="bold")
     for name, (_, value, _) in ratios.items():
         marker, peer_colour = MARKERS[name]
-        axes.scatter(value, row, marker=marker, color=peer_colour, s=26, zorder=3, linewidths=0)
+        thickness = 2 if name == COMPILED else 0
+        axes.scatter(value, row, marker=marker, color=peer_colour, s=26, zorder=3, linewidths=thickness)
 
 
 def _ratio_axis(axes: Axes, label: str) -> None:

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from . import overhead
 from .machine import spread
-from .peers import PEERS, Autograd, GradregFast, Plain
+from .peers import PEERS, Autograd, GradregFast, GradregFastCompiled, Plain
 
-OURS = GradregFast.name
+OURS, COMPILED = GradregFast.name, GradregFastCompiled.name
 
 
 def ratio(peers: dict, peer: str, base: str = OURS) -> list[float] | None:
@@ -26,7 +26,9 @@ def ratio(peers: dict, peer: str, base: str = OURS) -> list[float] | None:
 
 def rivals(peers: dict, compiled: bool = True) -> list[str]:
     """The peers that do the same work as ours, with or without the compiled ones."""
-    return [name for name in peers if name not in (OURS, Plain.name) and (compiled or not PEERS[name].compiled)]
+    return [
+        name for name in peers if name not in (OURS, COMPILED, Plain.name) and (compiled or not PEERS[name].compiled)
+    ]
 
 
 def best(peers: dict, names: list[str]) -> str | None:
@@ -54,6 +56,7 @@ def summary(peers: dict) -> dict:
         "seconds": spread(ours["seconds"]) if timed else None,
         "best": leader,
         "best_ratio": leader and ratio(peers, leader),
+        "compiled_ratio": leader and ratio(peers, leader, COMPILED),
         "best_uncompiled": eager_leader,
         "best_uncompiled_ratio": eager_leader and ratio(peers, eager_leader),
         "autograd_ratio": ratio(peers, Autograd.name),
@@ -102,7 +105,8 @@ def microseconds(seconds: list[float]) -> str:
 def _overview(results):
     table = Table(title="time of the best peer over ours (above 1: gradreg_fast is ahead)", title_justify="left")
     table.add_column("case", no_wrap=True)
-    for heading in ("ms", "best of all", "best uncompiled", "eager", "ours/plain", "ours/floor", "eager/ours memory"):
+    headings = ("ms", "best of all", "over ours compiled", "best uncompiled", "eager")
+    for heading in (*headings, "ours/plain", "ours/floor", "eager/ours memory"):
         table.add_column(heading, justify="right")
     for case in results["cases"]:
         line = summary(case["peers"])
@@ -110,6 +114,7 @@ def _overview(results):
             case["name"],
             _number(line["seconds"] and line["seconds"][1] * 1e3),
             _coloured(line["best_ratio"], line["best"]),
+            _coloured(line["compiled_ratio"]),
             _coloured(line["best_uncompiled_ratio"], line["best_uncompiled"]),
             _coloured(line["autograd_ratio"]),
             _number(line["over_plain"] and line["over_plain"][1]),

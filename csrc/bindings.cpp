@@ -1,10 +1,14 @@
-// What is not a tensor operation: facts about this build and this processor.
+// What is not a tensor operation: facts about this build and this machine.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "cpu/capability.h"
 #include "cpu/places.h"
+
+#if defined(GRADREG_FAST_CUDA)
+#include "cuda/runtime.h"
+#endif
 
 PYBIND11_MODULE(_C, module) {
     module.doc() = "Compiled kernels of gradreg_fast; the operations are in torch.ops.gradreg_fast.";
@@ -20,4 +24,7 @@ PYBIND11_MODULE(_C, module) {
         },
         "How many numbers mlp_forward_pull keeps for a network with these widths, the input's first.");
     module.attr("compiler") = __VERSION__;
+#if defined(GRADREG_FAST_CUDA)
+    module.def("cuda_problem", &gradreg_fast::cuda::problem, "Why CUDA kernels cannot run here; empty if they can.");
+#endif
 }

@@ -6,8 +6,9 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
     // Sweeps 1 and 2 of a fully connected network. Layer l has kinds[l] and settings[2 l], settings[2 l + 1]
     // (activation.h). x [B, d]; cotangent [stack, B, n] or None for ones; a loss (cpu/mlp.h) on top makes the cotangent
     // from its target, classes [B] or values [B, n]; offset [stack, B, d] or None is subtracted from g; unit_seed: see
-    // cpu/mlp.h; keep: whether push_adjoint follows. Returns y [B, n], g [stack, B, d], its squared norms [B] and what
-    // was kept.
+    // cpu/mlp.h; keep: whether push_adjoint follows. Returns y [B, n], g [stack, B, d], its squared norms [B] (float32
+    // of 16 bits) and what was kept. On CUDA devices settings may have one number more: whether float32 products may be
+    // TF32.
     library.def(
         "mlp_forward_pull(Tensor x, Tensor? cotangent, Tensor? target, Tensor? offset, Tensor[] weights, "
         "Tensor?[] biases, int[] kinds, float[] settings, int loss, int stack, bool unit_seed, bool keep) -> "
@@ -45,6 +46,26 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
     library.def(
         "active_sqnorm_gradients(Tensor[] hidden, Tensor[] weights, bool gram, Tensor[] cotangents, Tensor factor, "
         "int[] wanted) -> Tensor[]");
+    // The passes of an activation (cuda/elementwise.h); tensors without gaps, all in the layout of z. kept: what the
+    // forward pass returned as mask if there is one, else y if the activation's derivatives take that, else z. Stacks
+    // are [K, ...]. Forward: returns y and the mask.
+    library.def("activate(Tensor z, int kind, float[] settings, bool masked) -> (Tensor, Tensor)");
+    // phi' v; count: of z.
+    library.def("activation_slope(Tensor kept, Tensor v, int count, int kind, float[] settings) -> Tensor");
+    // sum_k u^k xdot^k and, if wanted, phi' xdot.
+    library.def(
+        "activation_meet(Tensor kept, Tensor u, Tensor xdot, int kind, float[] settings, bool push) -> Tensor[]");
+    // phi' d + phi'' w or, if `below`, phi' d + (phi'' / phi') w.
+    library.def("activation_bend(Tensor kept, Tensor? d, Tensor w, int kind, float[] settings, bool below) -> Tensor");
+    // Batch normalisation with batch statistics (cuda/norm.h) at x [B, C, ...], which lies as it is or channels last,
+    // as do all others; mean, inverse and weight: [C], in float32 where x is in less. J v of a stack [K, B, C, ...],
+    // plus `second` if given, and the sums of v and v xhat [K, 2, C].
+    library.def(
+        "norm_project(Tensor v, Tensor x, Tensor mean, Tensor inverse, Tensor? weight, Tensor? second) -> "
+        "(Tensor, Tensor)");
+    // The gradients of sum_k <u^k, J v^k> by x and by the weight and, if wanted, J v.
+    library.def(
+        "norm_meet(Tensor u, Tensor v, Tensor x, Tensor mean, Tensor inverse, Tensor? weight, bool push) -> Tensor[]");
     // phi, phi' and phi'' of an activation at z.
     library.def("activation(Tensor z, int kind, float[] settings) -> (Tensor, Tensor, Tensor)");
 }

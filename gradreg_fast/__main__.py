@@ -1,4 +1,4 @@
-"""``python -m gradreg_fast info``: what a bug report needs; ``profile``: what a model gains."""
+"""``python -m gradreg_fast``: `info`, what a bug report needs, or all kernels; `profile`, what a model gains."""
 
 from __future__ import annotations
 
@@ -10,20 +10,34 @@ import torch
 
 import gradreg_fast
 from gradreg_fast import build, profile
-from gradreg_fast.backend import current, library
+from gradreg_fast.backend import cuda_library, current, library
+from gradreg_fast.kernels import Kernel, kernels
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m gradreg_fast", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="versions, what is compiled for what, and why not where not")
+    info = commands.add_parser("info", help="versions, what is compiled for what, and why not where not")
+    info.add_argument("--kernels", action="store_true", help="every kernel instead: dtypes, targets, needs, bound")
     profile.add_arguments(commands.add_parser("profile", help="what runs where, parity, time and memory of a model"))
     arguments = parser.parse_args()
     if arguments.command == "profile":
         raise SystemExit(profile.run(arguments))
+    if arguments.kernels:
+        print("\n\n".join(map(description, kernels(build.source_folder()))))
+        return
     for name, value in facts().items():
         print(f"{name:16}{value}")
+
+
+def description(kernel: Kernel) -> str:
+    """What a kernel's header comment tells, as a paragraph."""
+    fields = {"targets": ", ".join(kernel.targets)} | kernel.fields
+    if kernel.file.startswith("cuda/"):
+        fields |= {name: f"at most {kernel.budget(name)}" for name in ("registers", "stack", "shared")}
+    heading = f"{kernel.name} ({kernel.file}): {kernel.task}"
+    return "\n".join([heading, *(f"  {name:12}{text}" for name, text in fields.items())])
 
 
 def facts() -> dict[str, str]:
@@ -44,7 +58,8 @@ def facts() -> dict[str, str]:
     else:
         lines["CPU kernels"] = f"{module.cpu_capability()}, of {module.__file__}"
         lines["compiled by"] = f"C++ {module.compiler}"
-    lines["CUDA kernels"] = "none: not part of this version"
+    cuda, reason = cuda_library()
+    lines["CUDA kernels"] = f"none: {reason}" if cuda is None else f"{', '.join(build.TARGETS)}, PTX"
     lines["cache"] = str(build.cache_folder()) + ("" if os.path.isdir(build.cache_folder()) else " (not made yet)")
     return lines
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gradreg_fast.backend import available, current
+from gradreg_fast.backend import KERNELS, available, current, insists
 from gradreg_fast.contraction import gram
 from gradreg_fast.engine import Linearization, Terms
 from gradreg_fast.mlp import KINDS, mlp_of
@@ -38,7 +38,8 @@ def preferred(linearization: Linearization, plan: Plan) -> Plan:
     stacked = plan.cut == graph.seed and not plan.closed_form
     if not (stacked and current() != "torch" and is_relu_network(linearization)):
         return plan
-    if (current() == "auto" and not pays(linearization)) or not available():
+    device = linearization.like.device
+    if not (insists(device) or pays(linearization)) or not available(device):
         return plan
     first = first_linear(linearization) if gram_pays(linearization) else 0
     return replace(plan, bottom=first, top=graph.seed, active=True)
@@ -53,7 +54,7 @@ def is_relu_network(linearization: Linearization) -> bool:
     return all(
         type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.dim() == 2
-        and tensor.device.type == "cpu"
+        and KERNELS.get(tensor.device.type) == "cpp"
         and tensor.dtype == tensors[0].dtype
         and tensor.dtype in (torch.float32, torch.float64)
         for tensor in tensors

@@ -1,7 +1,8 @@
 """Which implementation runs: compiled kernels or PyTorch lines, chosen in this one place.
 
-``auto`` uses kernels where they are faster and exist, and PyTorch lines elsewhere, silently. ``cpp`` uses kernels
-wherever one exists, fast or not, and raises if there is no compiled library. ``torch`` uses PyTorch lines only.
+``auto`` uses kernels where they are faster and exist, and PyTorch lines elsewhere, silently. ``cpp`` uses kernels for
+tensors on the CPU wherever one exists, fast or not, and raises if there is no compiled library; ``cuda`` does the same
+for tensors on CUDA devices. ``torch`` uses PyTorch lines only.
 """
 
 from __future__ import annotations
@@ -16,9 +17,15 @@ from torch import Tensor
 
 from gradreg_fast import build
 
-NAMES = ("auto", "torch", "cpp")
+NAMES = ("auto", "torch", "cpp", "cuda")
+KERNELS = {"cpu": "cpp", "cuda": "cuda"}
+"""The backend whose kernels are for tensors on a type of device."""
+
+LEAST_CAPABILITY = (8, 0)
+"""Of GPUs that the CUDA kernels run on."""
+
 _loading = threading.Lock()
-_found: tuple[ModuleType | None, str] | None = None  # by `library`; None: not yet looked for
+_found: tuple[ModuleType | None, str, str] | None = None  # by `_library`; None: not yet looked for
 _chosen: str | None = None  # by `backend`; None: by the environment
 
 
@@ -28,18 +35,18 @@ class backend:
     The choice holds for the whole process and takes precedence over the environment's ``GRADREG_FAST_BACKEND``.
 
     Args:
-        name: ``"auto"``, ``"torch"`` or ``"cpp"``.
+        name: ``"auto"``, ``"torch"``, ``"cpp"`` or ``"cuda"``.
 
     Raises:
         ValueError: if there is no such backend.
-        RuntimeError: if it is ``"cpp"`` and there is no compiled library, with the reason.
+        RuntimeError: if it is ``"cpp"`` or ``"cuda"`` and its kernels cannot be used, with the reason.
     """
 
     def __init__(self, name: str) -> None:
         global _chosen
         check_name(name, "backend")
-        if name == "cpp":
-            require()
+        if name in KERNELS.values():
+            require(name)
         self._before, _chosen = _chosen, name
 
     def __enter__(self) -> backend:
@@ -67,28 +74,55 @@ def current() -> str:
     return name
 
 
-def available() -> bool:
-    """Whether compiled kernels serve now; builds them at the first question. Raises if they were asked for in vain."""
+def available(device: torch.device) -> bool:
+    """Whether compiled kernels serve tensors there now; builds them at the first question.
+
+    Raises:
+        RuntimeError: if kernels were asked for in vain, with the reason.
+    """
     name = current()
-    if name == "cpp":
-        require()
-    return name != "torch" and library()[0] is not None
+    if name in KERNELS.values():
+        require(name)
+        return insists(device)
+    own = KERNELS.get(device.type)
+    return name == "auto" and own is not None and usable(own)[0] is not None
 
 
-def require() -> ModuleType:
-    """The compiled library.
+def insists(device: torch.device) -> bool:
+    """Whether kernels were asked for wherever one exists for tensors there, fast or not."""
+    return current() == KERNELS.get(device.type)
+
+
+def require(name: str = "cpp") -> ModuleType:
+    """The compiled library, with kernels for this backend that run here.
 
     Raises:
         RuntimeError: if there is none, with the reason.
     """
-    module, reason = library()
+    module, reason = usable(name)
     if module is None:
-        raise RuntimeError(f"backend 'cpp' cannot be used: {reason}")
+        raise RuntimeError(f"backend {name!r} cannot be used: {reason}")
     return module
+
+
+def usable(name: str) -> tuple[ModuleType | None, str]:
+    """The compiled library if the kernels of backend ``"cpp"`` or ``"cuda"`` run here, or None and why not."""
+    return library() if name == "cpp" else cuda_library()
 
 
 def library() -> tuple[ModuleType | None, str]:
     """The compiled library, or None and why there is none; looked for once, by one thread."""
+    return _library()[:2]
+
+
+def cuda_library() -> tuple[ModuleType | None, str]:
+    """The compiled library if it has CUDA kernels that run here, or None and why not."""
+    module, reason, without_cuda = _library()
+    return (module, "") if module is not None and not without_cuda else (None, reason or without_cuda)
+
+
+def _library() -> tuple[ModuleType | None, str, str]:
+    """The compiled library, why there is none, and why there are no CUDA kernels."""
     global _found
     if _found is None:  # no lock at every step: a process that forks in one would be left with it
         with _loading:
@@ -96,13 +130,24 @@ def library() -> tuple[ModuleType | None, str]:
     return _found
 
 
-def _look() -> tuple[ModuleType | None, str]:
+def _look() -> tuple[ModuleType | None, str, str]:
     try:
-        module = build.load()
+        module, without_cuda = build.load()
     except build.BuildError as error:
-        return None, str(error)
+        return None, str(error), ""
     register_fakes(module)
-    return module, ""
+    return module, "", without_cuda or cuda_problem(module)
+
+
+def cuda_problem(module: ModuleType) -> str:
+    """Why CUDA kernels cannot run here; empty if they can."""
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    if min(capabilities) < LEAST_CAPABILITY:
+        needed, lowest = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, min(capabilities)))
+        return f"they need compute capability {needed}, a device here has {lowest}"
+    return module.cuda_problem()
 
 
 def register_fakes(module: ModuleType) -> None:
@@ -111,10 +156,14 @@ def register_fakes(module: ModuleType) -> None:
 
     @ops.register_fake("gradreg_fast::mlp_forward_pull")
     def forward_pull(x, cotangent, target, offset, weights, biases, kinds, settings, loss, stack, unit_seed, keep):
+        y, g = x.new_empty(x.shape[0], len(weights[-1])), x.new_empty(stack, *x.shape)
+        if x.device.type == "cuda":
+            count = x.shape[0] * (1 + stack) * sum(len(weight) for weight in weights) if keep else 0
+            norms = torch.promote_types(x.dtype, torch.float32)
+            return y, g, x.new_empty(x.shape[0], dtype=norms), x.new_empty(count)
         B, widths = x.shape[0], [x.shape[1], *map(len, weights)]
         none, one = (module.mlp_kept_size(widths, x.element_size(), rows, stack, keep) for rows in (0, 1))
         count = none + B * (one - none)  # B may be symbolic
-        y, g = x.new_empty(B, len(weights[-1])), x.new_empty(stack, *x.shape)
         return y, g, x.new_empty(B), x.new_empty(count)
 
     @ops.register_fake("gradreg_fast::mlp_push_adjoint")
@@ -190,6 +239,30 @@ def register_fakes(module: ModuleType) -> None:
     @ops.register_fake("gradreg_fast::active_sqnorm_gradients")
     def active_sqnorm_gradients(hidden, weights, gram, cotangents, factor, wanted):
         return [torch.empty_like(weight) for weight, flag in zip(weights, wanted, strict=True) if flag]
+
+    @ops.register_fake("gradreg_fast::activate")
+    def activate(z, kind, settings, masked):
+        return torch.empty_like(z), z.new_empty(-(-z.numel() * z.element_size() // 16) * masked, dtype=torch.uint8)
+
+    @ops.register_fake("gradreg_fast::activation_slope")
+    def activation_slope(kept, v, count, kind, settings):
+        return torch.empty_like(v)
+
+    @ops.register_fake("gradreg_fast::activation_meet")
+    def activation_meet(kept, u, xdot, kind, settings, push):
+        return [torch.empty_like(u[0]), *([torch.empty_like(xdot)] if push else ())]
+
+    @ops.register_fake("gradreg_fast::activation_bend")
+    def activation_bend(kept, d, w, kind, settings, below):
+        return torch.empty_like(w)
+
+    @ops.register_fake("gradreg_fast::norm_project")
+    def norm_project(v, x, mean, inverse, weight, second):
+        return torch.empty_like(v), mean.new_empty(len(v), 2, *mean.shape)
+
+    @ops.register_fake("gradreg_fast::norm_meet")
+    def norm_meet(u, v, x, mean, inverse, weight, push):
+        return [torch.empty_like(x), torch.empty_like(mean), *([torch.empty_like(v)] if push else ())]
 
     @ops.register_fake("gradreg_fast::activation")
     def activation(z: Tensor, kind, settings):

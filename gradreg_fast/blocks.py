@@ -14,10 +14,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gradreg_fast.backend import available, current, require
+from gradreg_fast.backend import KERNELS, available, current, insists, require
 from gradreg_fast.graph import Graph, Node, PlainValue
 from gradreg_fast.mlp import STRAIGHT, kind_of
 from gradreg_fast.rules.activation import Activation
+from gradreg_fast.rules.base import is_plain
 from gradreg_fast.rules.conv import Conv
 from gradreg_fast.rules.conv_block import AVERAGE, MAX, MAX_FIRST, NONE, ConvBlock
 from gradreg_fast.rules.merge import Add, Affine, Dropout
@@ -56,14 +57,16 @@ class Run:
 def with_blocks(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Graph:
     """The graph with blocks where kernels serve this input, and the backend's choice allows it; remembered."""
     choice = current()
-    if choice == "torch" or x.device.type != "cpu" or x.dim() != 4 or torch.is_autocast_enabled("cpu"):
+    if choice == "torch" or KERNELS.get(x.device.type) != "cpp" or x.dim() != 4 or torch.is_autocast_enabled("cpu"):
         return graph
     convolutions = [tensor for run in runs_of(graph) for tensor in _parameters(graph, run, tensors)]
-    if not convolutions or any(not _is_plain(tensor, x) for tensor in (x, *convolutions)) or not available():
+    if any(isinstance(size, torch.SymInt) for size in x.shape):
+        return graph  # which is faster depends on it
+    if not convolutions or any(not _is_like(tensor, x) for tensor in (x, *convolutions)) or not available(x.device):
         return graph
     key = ("blocks", x.shape, x.dtype, choice, torch.get_num_threads(), *(tensor.shape for tensor in convolutions))
     if key not in graph.plans:
-        graph.plans[key] = _rewritten(graph, x, tensors, always=choice == "cpp")
+        graph.plans[key] = _rewritten(graph, x, tensors, always=insists(x.device))
     return graph.plans[key]
 
 
@@ -72,10 +75,9 @@ def _parameters(graph: Graph, run: Run, tensors: Sequence[Tensor | None]) -> lis
     return [tensors[slot] for slot in slots if slot is not None]
 
 
-def _is_plain(tensor: Tensor, x: Tensor) -> bool:
+def _is_like(tensor: Tensor, x: Tensor) -> bool:
     """Whether kernels can read this tensor's memory as numbers like those of x."""
-    plain = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
-    return plain and tensor.dtype == x.dtype and x.dtype in (torch.float32, torch.float64)
+    return is_plain(tensor) and tensor.dtype == x.dtype and x.dtype in (torch.float32, torch.float64)
 
 
 def _rewritten(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None], always: bool) -> Graph:

@@ -1,6 +1,9 @@
 """Builds the compiled kernels: one list of sources and flags for `setup.py` and for the build at first use.
 
-The second kind runs once per machine. Its library lies in a per-user cache (``$GRADREG_FAST_CACHE``, else
+CUDA kernels are part of the library where torch is a CUDA build and there is an nvcc; where they do not compile, the
+library is built without them. They are free of torch's headers, and the library brings its own CUDA runtime.
+
+The build at first use runs once per machine. Its library lies in a per-user cache (``$GRADREG_FAST_CACHE``, else
 ``$XDG_CACHE_HOME/gradreg_fast``, else ``~/.cache/gradreg_fast``) in a folder named by a hash of everything that shapes
 it. The kernels choose among instruction sets when they run, so that of the processor only its family is in the hash.
 Concurrent processes wait for one build; a failed one leaves a marker beside its log, and is not tried again.
@@ -20,6 +23,7 @@ import sys
 import sysconfig
 import tempfile
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +47,19 @@ SOURCES = (
     "cpu/mlp_avx512.cpp",
     "cpu/mlp_baseline.cpp",
 )
+CUDA_SOURCES = (
+    "cuda/elementwise.cpp",
+    "cuda/elementwise.cu",
+    "cuda/mlp.cpp",
+    "cuda/mlp_bfloat16.cu",
+    "cuda/mlp_float16.cu",
+    "cuda/mlp_float32.cu",
+    "cuda/mlp_float64.cu",
+    "cuda/mlp_tf32.cu",
+    "cuda/norm.cpp",
+    "cuda/norm.cu",
+    "cuda/runtime.cu",
+)
 FLAGS = (
     "-O3",
     "-g0",
@@ -52,6 +69,26 @@ FLAGS = (
     "-DTORCH_TARGET_VERSION=0x020A000000000000",  # the stable ABI of torch 2.10: one library for all later ones
 )
 LIBRARIES = ("torch", "torch_cpu", "c10")
+TARGETS = ("sm_80", "sm_90a", "sm_100a")
+"""GPUs that the kernels are compiled for; others, from compute capability 8.0 on, get them from PTX by the driver."""
+PTX = "compute_80"
+CUDA_FLAGS = (
+    "-O3",
+    "-std=c++17",
+    "--expt-relaxed-constexpr",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    "-Xptxas=-v",  # registers and shared memory of each kernel, for the log
+    *(f"-gencode=arch={target.replace('sm', 'compute')},code={target}" for target in TARGETS),
+    f"-gencode=arch={PTX},code={PTX}",
+)
+NVCC_PACKAGES = (
+    "nvidia-cuda-nvcc==13.0.88",
+    "nvidia-cuda-crt==13.0.88",
+    "nvidia-nvvm==13.0.88",
+    "nvidia-cuda-runtime==13.0.96",
+    "nvidia-cuda-cccl==13.0.85",
+)
+"""An nvcc from PyPI, for machines without a CUDA toolkit: all must be of one version."""
 
 
 class BuildError(RuntimeError):
@@ -72,8 +109,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gradreg_fast"
 
 
-def load() -> ModuleType:
+def load() -> tuple[ModuleType, str]:
     """The compiled library: the installed one, else the cached one, else one that is built now.
+
+    Returns:
+        The library, and why it has no CUDA kernels ("" if it has).
 
     Raises:
         BuildError: if there is none, with the reason.
@@ -81,16 +121,31 @@ def load() -> ModuleType:
     sources = source_folder()
     if is_installed(sources):
         try:
-            return importlib.import_module(MODULE)
+            module = importlib.import_module(MODULE)
+            return module, "" if has_cuda(module) else "the library that is installed was compiled without them"
         except ImportError:  # made for another torch or Python; the one in the cache never is
             pass
     if sources is None:
         raise BuildError("the package holds neither a compiled library nor its sources")
     compiler = find_compiler()
-    folder = cache_folder() / cache_key(sources, compiler)
+    try:
+        return _load(sources, compiler, find_nvcc()), ""
+    except BuildError as error:
+        reason = str(error)
+    return _load(sources, compiler, None), reason
+
+
+def has_cuda(module: ModuleType) -> bool:
+    """Whether the library holds CUDA kernels."""
+    return hasattr(module, "cuda_problem")
+
+
+def _load(sources: Path, compiler: list[str], nvcc: str | None) -> ModuleType:
+    """The cached library, built first if it is not there."""
+    folder = cache_folder() / cache_key(sources, compiler, nvcc)
     library = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     if not library.exists():
-        _build_once(sources, compiler, folder, library)
+        _build_once(sources, compiler, nvcc, folder, library)
     return _import(library)
 
 
@@ -115,38 +170,96 @@ def find_compiler() -> list[str]:
     raise BuildError(f"no C++ compiler ({', '.join(candidates)}) in PATH")
 
 
-def cache_key(sources: Path, compiler: list[str]) -> str:
+def find_nvcc() -> str:
+    """CUDA's compiler, for a torch that can use what it makes.
+
+    Raises:
+        BuildError: if torch is built without CUDA, or there is no nvcc.
+    """
+    import torch
+
+    if torch.version.cuda is None:
+        raise BuildError(f"torch {torch.__version__} is built without CUDA")
+    return any_nvcc()
+
+
+def any_nvcc() -> str:
+    """CUDA's compiler: of ``$CUDA_HOME``, in PATH, in /usr/local/cuda, or from packages of this environment."""
+    folders = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    packages = importlib.util.find_spec("nvidia")
+    for place in packages.submodule_search_locations or () if packages else ():
+        folders += map(str, sorted(Path(place).glob("cu*"), reverse=True))
+    inside = [shutil.which("nvcc", path=os.path.join(folder, "bin")) for folder in folders if folder]
+    home = inside.pop(0) if folders[0] else None
+    found = next((nvcc for nvcc in (home, shutil.which("nvcc"), *inside) if nvcc), None)
+    if found is None:
+        raise BuildError(f"no nvcc in $CUDA_HOME, PATH or /usr/local/cuda; pip install {' '.join(NVCC_PACKAGES)}")
+    return found
+
+
+def cache_key(sources: Path, compiler: list[str], nvcc: str | None = None) -> str:
     """A hash of what decides the library's bytes and where it can be loaded."""
     import torch
 
-    try:
-        version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"{shlex.join(compiler)} does not run ({error})") from None
     digest = hashlib.sha256()
-    facts = (compiler, version, FLAGS, torch.__version__, torch.compiled_with_cxx11_abi(), platform.machine())
-    digest.update(repr((facts, sysconfig.get_config_var("EXT_SUFFIX"), sys.version_info[:2])).encode())
-    for path in sorted(sources.rglob("*")):
-        if path.suffix in (".h", ".cpp"):
+    facts = [compiler, _version(compiler), FLAGS, torch.__version__, torch.compiled_with_cxx11_abi()]
+    facts += [platform.machine(), sysconfig.get_config_var("EXT_SUFFIX"), sys.version_info[:2]]
+    if nvcc is not None:
+        facts += [nvcc, _version([nvcc]), CUDA_FLAGS]
+    digest.update(repr(facts).encode())
+    for path in source_files(sources):
+        if nvcc is not None or path.parent.name != "cuda":
             digest.update(str(path.relative_to(sources)).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def commands(sources: Path, compiler: list[str], folder: Path, library: Path) -> tuple[list[list[str]], list[str]]:
-    """The compilations of the sources into the folder, in any order, and the link of the library behind them."""
+def source_files(sources: Path) -> list[Path]:
+    """All sources and headers below a folder."""
+    return [path for path in sorted(sources.rglob("*")) if path.suffix in (".h", ".cpp", ".cuh", ".cu")]
+
+
+def _version(command: list[str]) -> str:
+    try:
+        return subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"{shlex.join(command)} does not run ({error})") from None
+
+
+def host_flags(sources: Path) -> list[str]:
+    """How the C++ compiler is called."""
     import torch
     from torch.utils import cpp_extension
 
-    headers = [str(sources), *cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
-    common = [*FLAGS, "-std=c++17", "-fPIC", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
-    common += [f"-I{sources}", *(flag for header in headers[1:] for flag in ("-isystem", header))]
+    headers = [*cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
+    flags = [*FLAGS, "-std=c++17", "-fPIC", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+    return [*flags, f"-I{sources}", *(flag for header in headers for flag in ("-isystem", header))]
+
+
+def link_flags(pass_on: str = "-Wl,") -> list[str]:
+    """What a library is linked with; `pass_on` is how the compiler is told of flags for the linker."""
+    import torch
+
+    torch_libraries = Path(torch.__file__).parent / "lib"
+    flags = [f"-L{torch_libraries}", f"{pass_on}--no-as-needed", f"{pass_on}--exclude-libs=ALL"]
+    return [*flags, *(f"-l{name}" for name in LIBRARIES)]
+
+
+def commands(
+    sources: Path, names: Sequence[str], compiler: list[str], nvcc: str | None, folder: Path, library: Path
+) -> tuple[list[list[str]], list[str]]:
+    """The compilations of the named sources into the folder, in any order, and the link of the library behind them."""
+    host, link, pass_on = [*compiler, *host_flags(sources)], [*compiler, "-shared"], "-Wl,"
+    if nvcc is not None:
+        device = [nvcc, f"-ccbin={compiler[0]}", *CUDA_FLAGS, f"-I{sources}"]
+        host.append("-DGRADREG_FAST_CUDA")
+        link = [*device[:2], "-shared", "-cudart=static", f"-L{Path(nvcc).parent.parent / 'lib'}"]
+        pass_on = "-Xlinker="
     compilations, objects = [], []
-    for name in SOURCES:
+    for name in names:
         objects.append(str(folder / f"{name.replace('/', '_')}.o"))
-        compilations.append([*compiler, *common, "-c", str(sources / name), "-o", objects[-1]])
-    torch_libraries = str(Path(torch.__file__).parent / "lib")
-    link = [*compiler, "-shared", *objects, f"-L{torch_libraries}", "-Wl,--no-as-needed"]
-    return compilations, [*link, *(f"-l{name}" for name in LIBRARIES), "-o", str(library)]
+        with_what = device if name.endswith(".cu") else host
+        compilations.append([*with_what, "-c", str(sources / name), "-o", objects[-1]])
+    return compilations, [*link, *objects, *link_flags(pass_on), "-o", str(library)]
 
 
 def jobs() -> int:
@@ -155,7 +268,37 @@ def jobs() -> int:
     return int(wish) if wish.isdigit() and int(wish) > 0 else os.cpu_count() or 1
 
 
-def _build_once(sources: Path, compiler: list[str], folder: Path, library: Path) -> None:
+def compile_library(sources: Path, compiler: list[str], nvcc: str | None, library: Path, log: Path) -> str | None:
+    """Compile the library, with nvcc its CUDA kernels too; None, or the first error."""
+    names = SOURCES if nvcc is None else (*SOURCES, *CUDA_SOURCES)
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        unfinished = Path(scratch) / library.name
+        error = _compile(*commands(sources, names, compiler, nvcc, Path(scratch), unfinished), log)
+        if error is None:
+            os.replace(unfinished, library)
+        return error
+
+
+def compile_ahead(library: Path) -> None:
+    """Compile the library there, without CUDA kernels where they do not compile.
+
+    Raises:
+        BuildError: if it cannot be compiled, with the reason.
+    """
+    sources, compiler = source_folder(), find_compiler()
+    try:
+        choices = (find_nvcc(), None)
+    except BuildError:
+        choices = (None,)
+    with tempfile.TemporaryDirectory() as folder:
+        for nvcc in choices:
+            error = compile_library(sources, compiler, nvcc, library, Path(folder) / "build.log")
+            if error is None:
+                return
+    raise BuildError(error)
+
+
+def _build_once(sources: Path, compiler: list[str], nvcc: str | None, folder: Path, library: Path) -> None:
     """Build the library unless another process just did, or failed to."""
     failure, log = folder / "failed", folder / "build.log"
     if failure.exists():
@@ -167,17 +310,15 @@ def _build_once(sources: Path, compiler: list[str], folder: Path, library: Path)
                 raise BuildError(_remembered(failure, log))
             if library.exists():
                 return
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                unfinished = Path(scratch) / library.name
-                error = _compile(*commands(sources, compiler, Path(scratch), unfinished), log)
-                if error is None:
-                    os.replace(unfinished, library)
-                    return
+            error = compile_library(sources, compiler, nvcc, library, log)
+            if error is None:
+                return
             failure.write_text(error)
     except OSError as error:
         raise BuildError(f"the cache {folder} cannot be used ({error})") from None
+    which = "kernels" if nvcc is None else "CUDA kernels"
     warnings.warn(
-        f"gradreg_fast: its kernels could not be compiled, PyTorch's serve instead (log: {log})", stacklevel=2
+        f"gradreg_fast: its {which} could not be compiled, PyTorch's serve instead (log: {log})", stacklevel=2
     )
     raise BuildError(_remembered(failure, log))
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gradreg_fast import ops
+from gradreg_fast.compiling import compilable
 from gradreg_fast.engine import Linearization
 from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
@@ -52,6 +53,7 @@ PENALTIES = (
 )
 
 
+@compilable
 @recomputable
 @callable_with()
 def double_backprop(
@@ -98,6 +100,7 @@ def double_backprop(
     return y, reduced(norms, reduction)
 
 
+@compilable
 @recomputable
 @callable_with()
 def jacobian_frobenius(
@@ -126,6 +129,7 @@ def jacobian_frobenius(
     return y, reduced(norms, reduction)
 
 
+@compilable
 @recomputable
 @callable_with()
 def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
@@ -142,6 +146,7 @@ def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[T
     return jacobian_frobenius(model, x, reduction=reduction)
 
 
+@compilable
 @recomputable
 @callable_with()
 def jacobian_softmax(
@@ -171,6 +176,7 @@ def jacobian_softmax(
     return y, reduced(norms, reduction)
 
 
+@compilable
 @recomputable
 @callable_with()
 def spectral_projection(
@@ -195,6 +201,7 @@ def spectral_projection(
     return y, reduced(norms, reduction)
 
 
+@compilable
 @recomputable
 @callable_with()
 def gradient_penalty(
@@ -239,11 +246,12 @@ def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = 
     """
     if real.shape != fake.shape:
         raise ValueError(f"fake must be shaped like real {tuple(real.shape)}, got {tuple(fake.shape)}")
-    shape = (len(real), *(1,) * (real.dim() - 1))
+    shape = (real.shape[0], *(1,) * (real.dim() - 1))
     place = torch.rand(shape, dtype=real.dtype, device=real.device, generator=generator)
     return torch.lerp(real.detach(), fake.detach(), place)
 
 
+@compilable
 @recomputable
 @callable_with()
 def dragan(
@@ -277,6 +285,7 @@ def dragan(
     return gradient_penalty(model, points, centre, reduction=reduction)
 
 
+@compilable
 @recomputable
 @callable_with()
 def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
@@ -297,6 +306,7 @@ def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
     return y, reduced(norms, reduction)
 
 
+@compilable
 @recomputable
 @callable_with()
 def r2(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
@@ -313,6 +323,7 @@ def r2(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
     return r1(model, x, reduction)
 
 
+@compilable
 @recomputable
 @callable_with()
 def r1_r2(
@@ -343,13 +354,14 @@ def r1_r2(
         y_fake, second = _one_output_sqnorm(model, fake)
     else:
         y, norms = _one_output_sqnorm(model, torch.cat([real, fake]))
-        y_real, y_fake = y.split([len(real), len(fake)])
-        first, second = norms.split([len(real), len(fake)])
+        y_real, y_fake = y.split([real.shape[0], fake.shape[0]])
+        first, second = norms.split([real.shape[0], fake.shape[0]])
     if reduction == "none":
         return (y_real, y_fake), torch.cat([first, second])
     return (y_real, y_fake), reduced(first, reduction) + reduced(second, reduction)
 
 
+@compilable
 @recomputable
 @callable_with()
 def eikonal(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
@@ -366,6 +378,7 @@ def eikonal(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tenso
     return gradient_penalty(model, x, 1.0, reduction=reduction)
 
 
+@compilable
 @callable_with()
 def jacobian_spectral_norm(
     model: nn.Module,
@@ -421,6 +434,7 @@ def jacobian_spectral_norm(
     return y, reduced(safe_sqrt(norms), reduction)
 
 
+@compilable
 @recomputable
 @callable_with()
 def gradient_matching(
@@ -461,6 +475,7 @@ def gradient_matching(
     return y, reduced(distances, reduction)
 
 
+@compilable
 @callable_with()
 def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
     """Negative entropy of the predicted distribution, ``sum_c p_c log p_c``: Pereyra et al. 2017 (arXiv:1701.06548).
@@ -487,7 +502,7 @@ def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> 
 def _sample_losses(loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, target: Tensor) -> Tensor:
     """What a user's loss function returns, checked."""
     losses = loss(y, target)
-    if not isinstance(losses, Tensor) or losses.shape != (len(y),):
+    if not isinstance(losses, Tensor) or losses.shape != (y.shape[0],):
         got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise ValueError(f"loss must return each sample's loss, a tensor of shape ({len(y)},), got {got}")
     return losses
@@ -507,7 +522,7 @@ def reduced(values: Tensor, reduction: str) -> Tensor:
     """Values ``[B]`` reduced over the batch; the mean of no samples is zero."""
     if reduction == "none":
         return values
-    return values.mean() if reduction == "mean" and len(values) else values.sum()
+    return values.mean() if reduction == "mean" and values.shape[0] else values.sum()
 
 
 def check_reduction(reduction: str) -> None:
@@ -526,5 +541,5 @@ def check_target(target: Tensor, x: Tensor) -> None:
         raise ValueError(f"target must be on x's device {x.device}, got {target.device}")
     if target.is_complex():
         raise TypeError(f"target must be real, got {target.dtype}")
-    if x.dim() == 0 or target.dim() == 0 or len(target) != len(x):
+    if x.dim() == 0 or target.dim() == 0 or target.shape[0] != x.shape[0]:
         raise ValueError(f"target must have one row for each sample of x {tuple(x.shape)}, got {tuple(target.shape)}")

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from gradreg_fast import planner
-from gradreg_fast.backend import available, current
+from gradreg_fast.backend import KERNELS, available, current, insists
 from gradreg_fast.context import closed_form, differentiable, requested
 from gradreg_fast.graph import Graph
 from gradreg_fast.rules import activation
-from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.base import Rule, has_numbers, is_plain
 from gradreg_fast.rules.linear import Linear
 from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from gradreg_fast.rules.shape import Reshape
@@ -43,7 +43,7 @@ STRAIGHT = (0, 1, 2)  # kinds without curvature
 
 MAX_DEPTH = 64  # as in csrc/cpu/mlp.h
 
-HALVES = (torch.bfloat16, torch.float16)  # computed in float32 from end to end
+HALVES = (torch.bfloat16, torch.float16)  # computed in float32 from end to end on a CPU
 
 # The widest layer for which the kernels' own products were ahead, by dtype, on one thread: 1.1 to 3 times. Beyond, they
 # let PyTorch multiply (csrc/cpu/mlp.h), except in half precision, whose products on some processors are hard to beat.
@@ -52,6 +52,14 @@ CROSSOVER = {torch.float32: 512, torch.float64: 256, torch.float16: 512, torch.b
 LIBRARY_ROWS = 128  # as in csrc/cpu/mlp.cpp: the rows of a tile, of which each thread should have one
 
 GRAM_SAVINGS = 6e7  # operations; fewer do not pay for leaving the kernels
+
+
+# On CUDA devices, what is sure to fit into shared memory on all of them (csrc/cuda/mlp.h), and by compute capability
+# what the kernels take by themselves, as `python -m benchmarks.gpu.crossover` measures it; all that fits where it has
+# not been measured.
+WIDEST_ON_CUDA = {torch.float32: 128, torch.float64: 64, torch.float16: 128, torch.bfloat16: 128}
+CROSSOVER_ON_CUDA: dict[tuple[int, int], dict[torch.dtype, int]] = {}
+MAX_DEPTH_ON_CUDA = 32
 
 
 @dataclass(frozen=True)
@@ -87,12 +95,12 @@ class Mlp:
     def prefers_gram(self, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
         """Whether ``||g||^2`` is much cheaper from the first layer's Gram matrix, which the kernels do not form."""
         n, d = tensors[self.weights[0]].shape
-        saved = planner.swept_flops(len(x), n, d) - planner.gram_flops(len(x), n, d)
+        saved = planner.swept_flops(x.shape[0], n, d) - planner.gram_flops(x.shape[0], n, d)
         return current() == "auto" and saved > GRAM_SAVINGS
 
     def output_shape(self, x: Tensor, tensors: Sequence[Tensor | None]) -> torch.Size:
         """Of what the network returns."""
-        return _through(self.after, x.new_empty(len(x), len(tensors[self.weights[-1]]), device="meta")).shape
+        return _through(self.after, x.new_empty(x.shape[0], len(tensors[self.weights[-1]]), device="meta")).shape
 
     def rows(self, x: Tensor) -> Tensor:
         """The input as ``[B, d]``."""
@@ -133,18 +141,18 @@ class Mlp:
             y ``[B, ...]`` and the norms ``[B]``.
         """
         if offset is not None:
-            offset = offset.reshape(len(offset), len(x), math.prod(x.shape[1:]))
+            offset = offset.reshape(len(offset), x.shape[0], math.prod(x.shape[1:]))
         return self._apply(x, cotangent, offset, tensors, measured=True)
 
     def _apply(self, x, cotangent, offset, tensors, measured):
-        if x.dtype in HALVES:
+        if x.dtype in HALVES and not _on_cuda(x):
             single = [None if t is None else t.float() for t in (x, cotangent, offset)]
             tensors = [t.float() if t is not None and t.is_floating_point() else t for t in tensors]
             y, result = self._apply(*single, tensors, measured)
             return y.to(x.dtype), result if measured else result.to(x.dtype)
         stack = 1 if cotangent is None else len(cotangent)
         if cotangent is not None and cotangent.dim() != 3:
-            cotangent = cotangent.reshape(stack, len(x), len(tensors[self.weights[-1]]))
+            cotangent = cotangent.reshape(stack, x.shape[0], len(tensors[self.weights[-1]]))
         x = _through(self.before, x)
         if any(map(differentiable, (x, cotangent, *tensors))):
             y, result = _Sweeps.apply(self, measured, offset, x, cotangent, *tensors)
@@ -186,7 +194,7 @@ class Mlp:
             weights,
             biases,
             self.kinds,
-            self.settings,
+            self.settings_for(x),
             self.loss,
             stack,
             self.unit_seed(weights, stack),
@@ -234,7 +242,7 @@ class Mlp:
                 kept,
                 weights,
                 self.kinds,
-                self.settings,
+                self.settings_for(x),
                 self.loss,
                 stack,
                 self.unit_seed(weights, stack),
@@ -247,6 +255,12 @@ class Mlp:
             if flag:
                 gradients[place] = next(results)
         return gradients
+
+    def settings_for(self, x: Tensor) -> tuple[float, ...]:
+        """With PyTorch's own word on whether float32 products may be TF32's, where kernels have both."""
+        if not _on_cuda(x) or x.dtype != torch.float32:
+            return self.settings
+        return (*self.settings, float(torch.backends.cuda.matmul.fp32_precision == "tf32"))
 
     def unit_seed(self, weights: Sequence[Tensor], stack: int) -> bool:
         """Whether adjoints are cotangents, scaled: one output, piecewise linear; kept are those of a unit seed."""
@@ -266,14 +280,16 @@ class Mlp:
         if not self.loss:
             return True
         target, shape = tensors[self.target], self.output_shape(x, tensors)
-        if shape[:1] != (len(x),):
+        if shape[:1] != (x.shape[0],):
             return False
         if self.loss != LOSSES[CrossEntropy]:
-            return target.shape == shape or target.numel() == shape.numel() == len(x)
+            return target.shape == shape or target.numel() == shape.numel() == x.shape[0]
         if target.is_floating_point():
             return len(shape) == 2 and target.shape == shape
         indices = len(shape) == 2 and target.shape == shape[:1] and target.dtype != torch.bool
-        return indices and bool(not len(target) or target.max() < shape[1])
+        if _on_cuda(x):  # no waiting for the device: a class that is not there gives NaN
+            return indices
+        return indices and (not has_numbers(target) or not target.numel() or bool(target.max() < shape[1]))
 
     def takes(self, cotangent: Tensor, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
         """Whether this is a stack of cotangents that fits; if not, PyTorch lines say what is wrong."""
@@ -322,29 +338,43 @@ def _through(functions: Sequence[Callable[[Tensor], Tensor]], tensor: Tensor) ->
 def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp | None:
     """The network as kernels take it, if one serves this graph at this input and the backend's choice allows it."""
     mlp = mlp_of(graph)
-    if mlp is None or x.device.type != "cpu" or x.dtype not in CROSSOVER:
+    if mlp is None or x.device.type not in KERNELS or x.dtype not in CROSSOVER:
         return None
-    choice = current()
-    if choice == "torch":
+    if current() == "torch":
         return None
     matrices = [tensors[slot] for slot in mlp.weights]
     rows = _through(mlp.before, x) if mlp.before else x
-    if rows.dim() != 2 or len(rows) != len(x) or rows.shape[1] != matrices[0].shape[1]:
+    if rows.dim() != 2 or rows.shape[0] != x.shape[0] or rows.shape[1] != matrices[0].shape[1]:
         return None  # the PyTorch lines say what is wrong
     for tensor in (x, *matrices):
-        if tensor.dtype != x.dtype or (type(tensor) is not torch.nn.Parameter and type(tensor) is not Tensor):
+        if tensor.dtype != x.dtype or not is_plain(tensor):
             return None
-    if choice == "auto" and not worthwhile(x, matrices):
+    if _on_cuda(x) and (widest(matrices) > WIDEST_ON_CUDA[x.dtype] or len(matrices) > MAX_DEPTH_ON_CUDA):
         return None
-    return mlp if available() and mlp.takes_target(x, tensors) else None
+    if not insists(x.device) and not worthwhile(x, matrices):
+        return None
+    return mlp if available(x.device) and mlp.takes_target(x, tensors) else None
+
+
+def _on_cuda(x: Tensor) -> bool:
+    """Whether its kernels are CUDA's."""
+    return KERNELS.get(x.device.type) == "cuda"
 
 
 def worthwhile(x: Tensor, matrices: Sequence[Tensor]) -> bool:
     """Whether the kernels are faster than the PyTorch lines, by the measured tables."""
-    if max(max(weight.shape) for weight in matrices) <= CROSSOVER[x.dtype]:
+    if _on_cuda(x):
+        measured = CROSSOVER_ON_CUDA.get(torch.cuda.get_device_capability(x.device), WIDEST_ON_CUDA)
+        return widest(matrices) <= measured[x.dtype]
+    if widest(matrices) <= CROSSOVER[x.dtype]:
         return True
     threads = torch.get_num_threads()  # kernels divide rows among them, PyTorch's products anything
-    return x.dtype not in HALVES and (threads == 1 or len(x) >= LIBRARY_ROWS * threads)
+    return x.dtype not in HALVES and (threads == 1 or x.shape[0] >= LIBRARY_ROWS * threads)
+
+
+def widest(matrices: Sequence[Tensor]) -> int:
+    """The largest width of any layer, input included."""
+    return max(max(weight.shape) for weight in matrices)
 
 
 def kind_of(rule: Rule) -> tuple[int, tuple[float, float]] | None:

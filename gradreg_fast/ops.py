@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradreg_fast import active, contraction, planner
 from gradreg_fast.blocks import with_blocks
+from gradreg_fast.compiling import compilable
 from gradreg_fast.context import (
     closed_form,
     differentiable,
@@ -29,6 +30,7 @@ from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import kernel_for
+from gradreg_fast.passes import with_passes
 from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.base import Rule, elements, per_sample
 from gradreg_fast.rules.opaque import Record, recording
@@ -38,6 +40,7 @@ Cotangent = Tensor | Callable[[Linearization], Tensor] | None
 """The cotangents ``[K, B, ...]`` of the seed; None for ones, ``K = 1``; or a function that makes constant ones."""
 
 
+@compilable
 @recomputable
 @callable_with(gradient_like_x=True)
 def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -66,6 +69,7 @@ def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) 
     return _first(stacked_vjp(graph, tensors, x, cotangent.unsqueeze(0)))
 
 
+@compilable
 @recomputable
 @callable_with()
 def jacobian_sqnorm(
@@ -126,7 +130,7 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and (cotangent is None or (given is not None and mlp.takes(given, x, tensors))):
         return mlp.value_and_vjp(x, given, tensors)
-    graph = with_blocks(graph, x, tensors)
+    graph = with_passes(with_blocks(graph, x, tensors), x)
     wanted = wanted_now(tensors)
     if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
         y, linearization = linearize(graph, x, tensors)
@@ -156,7 +160,7 @@ def sqnorm(
         return mlp.value_and_sqnorm(x, None, None, tensors)
     if mlp is not None and isinstance(cotangents, RandomUnits):
         return mlp.value_and_sqnorm(x, cotangents.draw(mlp.output_shape(x, tensors), x), None, tensors)
-    graph = with_blocks(graph, x, tensors)
+    graph = with_passes(with_blocks(graph, x, tensors), x)
     wanted = wanted_now(tensors)
     if not (any(wanted) or differentiable(x)):
         y, linearization = linearize(graph, x, tensors)
@@ -190,7 +194,7 @@ def sqnorm_or_estimate(
     if not isinstance(projections, int) or isinstance(projections, bool) or projections < 1:
         raise ValueError(f"projections must be a positive integer or None, got {projections!r}")
     y, norms = sqnorm(graph, tensors, x, RandomUnits(projections, generator))
-    return y, norms * (y[0].numel() / projections if len(y) else 0)
+    return y, norms * (y[0].numel() / projections if y.shape[0] else 0)
 
 
 @dataclass(frozen=True)
@@ -382,4 +386,4 @@ def check_cotangent(cotangent: Tensor | None, linearization: Linearization, name
 
 def _first(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     y, g = pair
-    return y, g[0]
+    return y, g.squeeze(0)  # whose derivative is a view

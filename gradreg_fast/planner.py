@@ -58,6 +58,8 @@ def plan(linearization: Linearization, stack: int | None) -> Plan:
         stack: how many cotangents are given, or None for the exact norm of the whole Jacobian.
     """
     graph, shape = linearization.graph, linearization.shapes[0]
+    if any(isinstance(size, torch.SymInt) for size in shape):  # a tracer's: right for all sizes, cheapest for one
+        return min(candidates(linearization, stack), key=lambda candidate: candidate.flops)
     key = (shape, stack, linearization.like.dtype)
     if key not in graph.plans:
         graph.plans[key] = min(candidates(linearization, stack), key=lambda candidate: candidate.flops)
@@ -122,11 +124,20 @@ def width(linearization: Linearization, value: int) -> int:
     return math.prod(linearization.shapes[value][1:])
 
 
+def known_shapes(linearization: Linearization) -> list[torch.Size | None]:
+    """The values' shapes in numbers: for a tracer's symbols, those of the tracer's example, without a condition."""
+
+    def known(size):
+        return size.node.hint if isinstance(size, torch.SymInt) else size
+
+    return [None if shape is None else torch.Size(map(known, shape)) for shape in linearization.shapes]
+
+
 def chunk_size(linearization: Linearization, bottom: int) -> int | None:
     """How many cotangents to sweep at a time so that the widest stack stays in cache; None: all at once."""
     if linearization.like.device.type != "cpu":
         return None
-    shapes = [shape for shape in linearization.shapes[bottom:] if shape is not None]
+    shapes = [shape for shape in known_shapes(linearization)[bottom:] if shape is not None]
     widest = max(shape.numel() for shape in shapes) * linearization.like.element_size()
     return max(1, CPU_STACK_BYTES // max(1, widest))
 
@@ -169,7 +180,7 @@ def _gram_keeps_precision(linearization: Linearization, i: int) -> bool:
 
 def _swept(linearization: Linearization, cut: int, bottom: int, top: int, rows: int) -> Plan:
     """Each of `rows` seeds takes three products a layer (pull, push, weight gradient), each Gram end two and two."""
-    graph, shapes = linearization.graph, linearization.shapes
+    graph, shapes = linearization.graph, known_shapes(linearization)
 
     def layer(i: int) -> int:
         node = graph.nodes[i]
@@ -204,7 +215,7 @@ def _closed_form(linearization: Linearization, first: int, last: int) -> Plan:
     graph = linearization.graph
     below = linearization.parameters[first][0]
     above = linearization.parameters[graph.seed][0]
-    rows = linearization.shapes[first][0]
+    rows = known_shapes(linearization)[first][0]
     return Plan(
         first, first, last, True, gram_flops(rows, *below.shape) + gram_flops(0, above.shape[1], above.shape[0])
     )

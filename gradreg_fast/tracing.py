@@ -552,7 +552,7 @@ def _entered(entry: Callable, arguments, keywords) -> Call | Several | str:
     """What a rule's entry makes of these arguments."""
     try:
         return entry(*arguments, **keywords)
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, LookupError) as error:
         return f"its arguments have no rule ({error})"
 
 

@@ -1,11 +1,13 @@
-"""What all tests share: one thread, a fixed seed, deterministic examples."""
+"""What all tests share: one thread, a fixed seed, deterministic examples, and the device: ``pytest --device cuda``."""
+
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 import gradreg_fast
-from gradreg_fast.backend import library
+from gradreg_fast.backend import KERNELS, usable
 
 torch.set_num_threads(1)
 
@@ -18,6 +20,18 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("deterministic")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where networks and tensors are made")
+
+
+def pytest_configure(config):
+    """Before the test files are read: some make their networks then."""
+    device = config.getoption("--device")
+    if device != "cpu":
+        torch.set_default_device(device)
+        torch.Generator = partial(torch.Generator, device=device)
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +49,13 @@ def float64():
     torch.set_default_dtype(before)
 
 
-@pytest.fixture(params=["torch", "cpp"])
+@pytest.fixture(params=["torch", "kernels"])
 def each_backend(request):
     """The test runs twice: with PyTorch lines, and with compiled kernels wherever there are any."""
-    if request.param == "cpp" and library()[0] is None:
-        pytest.skip(f"no compiled library: {library()[1]}")
-    with gradreg_fast.backend(request.param):
+    name = "torch" if request.param == "torch" else KERNELS[torch.get_default_device().type]
+    if name != "torch" and usable(name)[0] is None:
+        pytest.skip(f"backend {name!r} cannot be used: {usable(name)[1]}")
+    with gradreg_fast.backend(name):
         yield
 
 

@@ -113,7 +113,7 @@ def compare(mine, theirs, rtol=RTOL, floor=FLOOR):
             assert actual.dtype == expected.dtype, f"{group}, {name}: {actual.dtype} {expected.dtype}"
             if group == "values" and expected.is_contiguous():
                 assert actual.is_contiguous(), f"value {name} must be contiguous, as autograd's is: {actual.stride()}"
-            error, size = float(norm(actual - expected)), float(norm(expected))
+            error, size = float(norm(actual.double() - expected.double())), float(norm(expected))
             assert math.isfinite(error), f"{group}, {name}: not finite"
             limit = rtol * size + floor * scale
             assert error <= limit, f"{group}, {name}: error {error:.2e} of {size:.2e}, allowed {limit:.2e}"

@@ -3,13 +3,14 @@
 import copy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import gradreg_fast
-from gradreg_fast.backend import current, library
+from gradreg_fast.backend import cuda_library, cuda_problem, current, library
 from gradreg_fast.mlp import CROSSOVER, LIBRARY_ROWS, kernel_for
 from gradreg_fast.ops import prepare
 
@@ -43,11 +44,36 @@ def test_the_environment_chooses_unless_the_program_does(monkeypatch):
 
 
 def test_unknown_backends_are_named(monkeypatch):
-    with pytest.raises(ValueError, match=r"backend must be one of auto, torch, cpp, got 'gpu'"):
+    with pytest.raises(ValueError, match=r"backend must be one of auto, torch, cpp, cuda, got 'gpu'"):
         gradreg_fast.backend("gpu")
     monkeypatch.setenv("GRADREG_FAST_BACKEND", "fast")
     with pytest.raises(ValueError, match="GRADREG_FAST_BACKEND must be one of"):
         gradreg_fast.value_and_vjp(network(), torch.ones(2, 3))
+
+
+@pytest.mark.skipif(cuda_library()[0] is not None, reason="CUDA kernels run here")
+def test_cuda_kernels_that_cannot_be_used_say_why(monkeypatch):
+    with pytest.raises(RuntimeError, match=r"backend 'cuda' cannot be used: \S"):
+        gradreg_fast.backend("cuda")
+    monkeypatch.setenv("GRADREG_FAST_BACKEND", "cuda")
+    with pytest.raises(RuntimeError, match=r"backend 'cuda' cannot be used: \S"):
+        gradreg_fast.value_and_vjp(network(), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize(
+    "devices, problem, reason",
+    [
+        ([], "", "there is no CUDA device"),
+        ([(8, 0), (7, 5)], "", "they need compute capability 8.0, a device here has 7.5"),
+        ([(9, 0)], "the driver is too old", "the driver is too old"),
+        ([(9, 0)], "", ""),
+    ],
+)
+def test_cuda_kernels_need_a_device_and_a_driver(monkeypatch, devices, problem, reason):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(devices))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(devices))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: devices[i])
+    assert cuda_problem(SimpleNamespace(cuda_problem=lambda: problem)) == reason
 
 
 @compiled

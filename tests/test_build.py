@@ -1,6 +1,7 @@
 """The build at first use when things go wrong: each in a fresh process with a cache of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -147,4 +148,70 @@ def test_every_source_is_listed():
     from gradreg_fast import build
 
     sources = build.source_folder()
-    assert {str(path.relative_to(sources)) for path in sources.rglob("*.cpp")} == set(build.SOURCES)
+    there = {str(path.relative_to(sources)) for path in sources.rglob("*.c*") if path.suffix in (".cpp", ".cu")}
+    assert there == {*build.SOURCES, *build.CUDA_SOURCES}
+
+
+def test_cuda_sources_do_not_matter_to_a_library_without_them(tmp_path):
+    from gradreg_fast import build
+
+    copy, compiler = tmp_path / "csrc", build.find_compiler()
+    shutil.copytree(build.source_folder(), copy)
+    before = build.cache_key(copy, compiler)
+    (copy / "cuda" / "runtime.cu").write_text("")
+    assert build.cache_key(copy, compiler) == before
+    (copy / "library.cpp").write_text("")
+    assert build.cache_key(copy, compiler) != before
+
+
+def test_cuda_kernels_need_a_torch_that_has_cuda(monkeypatch):
+    from gradreg_fast import build
+
+    monkeypatch.setattr("torch.version.cuda", None)
+    with pytest.raises(build.BuildError, match="is built without CUDA"):
+        build.find_nvcc()
+
+
+def test_nvcc_is_looked_for(monkeypatch, tmp_path):
+    from gradreg_fast import build
+
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    for folder in ("home", "path"):
+        program = tmp_path / folder / "bin" / "nvcc"
+        program.parent.mkdir(parents=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "path" / "bin"))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    assert build.find_nvcc() == str(tmp_path / "path" / "bin" / "nvcc")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "home"))
+    assert build.find_nvcc() == str(tmp_path / "home" / "bin" / "nvcc")
+
+
+def test_cuda_kernels_that_do_not_compile_leave_the_others(monkeypatch):
+    from gradreg_fast import build
+
+    def load(sources, compiler, nvcc):
+        if nvcc:
+            raise build.BuildError("nvcc broke")
+        return "the library without"
+
+    monkeypatch.setattr(build, "is_installed", lambda sources: False)
+    monkeypatch.setattr(build, "find_nvcc", lambda: "nvcc")
+    monkeypatch.setattr(build, "_load", load)
+    assert build.load() == ("the library without", "nvcc broke")
+
+
+def test_nvcc_makes_the_objects_of_cuda_sources():
+    from gradreg_fast import build
+
+    compilations, link = build.commands(
+        Path("csrc"), build.CUDA_SOURCES, ["c++"], "nvcc", Path("objects"), Path("library.so")
+    )
+    by_nvcc = [command for command in compilations if command[0] == "nvcc"]
+    assert by_nvcc == [command for command in compilations if command[-3].endswith(".cu")] != []
+    assert all(
+        f"-gencode=arch=compute_80,code={code}" in command for command in by_nvcc for code in ("sm_80", "compute_80")
+    )
+    assert link[0] == "nvcc" and "-cudart=static" in link  # which knows where its runtime is
+    assert {command[-1] for command in compilations} <= set(link)

@@ -50,7 +50,7 @@ struct Identity {
     using T = typename Math::T;
     static constexpr bool from_output = true;
     static constexpr bool curvature_free = true;
-    explicit Identity(Settings) {}
+    GRADREG_FAST_INLINE explicit Identity(Settings) {}
     GRADREG_FAST_INLINE T value(T z) const { return z; }
     GRADREG_FAST_INLINE Derivatives<T> derivatives(T y) const { return {y, Math::constant(1), Math::constant(0)}; }
 };
@@ -60,7 +60,7 @@ struct ReLU {
     using T = typename Math::T;
     static constexpr bool from_output = true;
     static constexpr bool curvature_free = true;
-    explicit ReLU(Settings) {}
+    GRADREG_FAST_INLINE explicit ReLU(Settings) {}
     GRADREG_FAST_INLINE T value(T z) const {
         const T zero = Math::constant(0);
         return Math::select(z <= zero, zero, z);
@@ -77,7 +77,7 @@ struct LeakyReLU {
     static constexpr bool from_output = false;  // a negative slope's own sign may hide that of z
     static constexpr bool curvature_free = true;
     const T negative_slope;
-    explicit LeakyReLU(Settings settings) : negative_slope(Math::constant(settings.first)) {}
+    GRADREG_FAST_INLINE explicit LeakyReLU(Settings settings) : negative_slope(Math::constant(settings.first)) {}
     GRADREG_FAST_INLINE T value(T z) const { return Math::select(z > Math::constant(0), z, z * negative_slope); }
     GRADREG_FAST_INLINE Derivatives<T> derivatives(T z) const {
         return {value(z), Math::select(z > Math::constant(0), Math::constant(1), negative_slope), Math::constant(0)};
@@ -90,7 +90,7 @@ struct Softplus {
     static constexpr bool from_output = false;  // around a low threshold, two z have the same y
     static constexpr bool curvature_free = false;
     const T beta, reciprocal, threshold;
-    explicit Softplus(Settings settings)
+    GRADREG_FAST_INLINE explicit Softplus(Settings settings)
         : beta(Math::constant(settings.first)),
           reciprocal(Math::constant(1 / settings.first)),
           threshold(Math::constant(settings.second)) {}
@@ -112,7 +112,7 @@ struct Tanh {
     using T = typename Math::T;
     static constexpr bool from_output = true;
     static constexpr bool curvature_free = false;
-    explicit Tanh(Settings) {}
+    GRADREG_FAST_INLINE explicit Tanh(Settings) {}
     GRADREG_FAST_INLINE T value(T z) const { return Math::tanh(z); }
     GRADREG_FAST_INLINE Derivatives<T> derivatives(T y) const {
         const T slope = Math::constant(1) - y * y;
@@ -125,7 +125,7 @@ struct Sigmoid {
     using T = typename Math::T;
     static constexpr bool from_output = true;
     static constexpr bool curvature_free = false;
-    explicit Sigmoid(Settings) {}
+    GRADREG_FAST_INLINE explicit Sigmoid(Settings) {}
     GRADREG_FAST_INLINE T value(T z) const {
         T upper, lower;
         logistic<Math>(z, upper, lower);
@@ -143,7 +143,7 @@ struct SiLU {
     using T = typename Math::T;
     static constexpr bool from_output = false;
     static constexpr bool curvature_free = false;
-    explicit SiLU(Settings) {}
+    GRADREG_FAST_INLINE explicit SiLU(Settings) {}
     GRADREG_FAST_INLINE T value(T z) const {
         T upper, lower;
         logistic<Math>(z, upper, lower);
@@ -163,7 +163,7 @@ struct GELU {
     using T = typename Math::T;
     static constexpr bool from_output = false;
     static constexpr bool curvature_free = false;
-    explicit GELU(Settings) {}
+    GRADREG_FAST_INLINE explicit GELU(Settings) {}
     GRADREG_FAST_INLINE T value(T z) const { return derivatives(z).value; }
     GRADREG_FAST_INLINE Derivatives<T> derivatives(T z) const {
         T density, tail;
@@ -179,7 +179,7 @@ struct GELUTanh {
     using T = typename Math::T;
     static constexpr bool from_output = false;
     static constexpr bool curvature_free = false;
-    explicit GELUTanh(Settings) {}
+    GRADREG_FAST_INLINE explicit GELUTanh(Settings) {}
     GRADREG_FAST_INLINE T value(T z) const { return derivatives(z).value; }
     GRADREG_FAST_INLINE Derivatives<T> derivatives(T z) const {
         constexpr double root = 2 * 0.79788456080286535588, cubic = 0.044715;
@@ -202,7 +202,7 @@ struct Sine {
     static constexpr bool from_output = false;
     static constexpr bool curvature_free = false;
     const T frequency;
-    explicit Sine(Settings settings) : frequency(Math::constant(settings.first)) {}
+    GRADREG_FAST_INLINE explicit Sine(Settings settings) : frequency(Math::constant(settings.first)) {}
     GRADREG_FAST_INLINE T value(T z) const { return derivatives(z).value; }
     GRADREG_FAST_INLINE Derivatives<T> derivatives(T z) const {
         T sine, cosine;

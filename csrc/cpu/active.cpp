@@ -8,8 +8,8 @@
 #include <tuple>
 #include <vector>
 
+#include "common/tensors.h"
 #include "cpu/capability.h"
-#include "cpu/tensors.h"
 
 namespace gradreg_fast {
 namespace {

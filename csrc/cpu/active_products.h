@@ -1,4 +1,16 @@
 // The kernels of active.h, a template over the register's size.
+//
+// Kernel product: a stack's rows by those of a matrix whose units are active
+//   dtypes     float32 float64
+//   bound      multiply-adds: 2 K an active pair of units; with few cotangents, by gathering the matrix
+//
+// Kernel outer: a weight's gradient, the sum of outer products of active units
+//   dtypes     float32 float64
+//   bound      multiply-adds: 2 K an active pair of units
+//
+// Kernel dot: inner products of stacks with the same active units
+//   dtypes     float32 float64
+//   bound      memory: reads 2 K numbers an active unit
 
 #pragma once
 

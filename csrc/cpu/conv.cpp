@@ -8,9 +8,9 @@
 #include <array>
 #include <vector>
 
+#include "common/tensors.h"
 #include "cpu/capability.h"
 #include "cpu/denormals.h"
-#include "cpu/tensors.h"
 
 namespace gradreg_fast {
 namespace {

@@ -1,11 +1,23 @@
 // The four sweeps of a convolution block, a template over the register's size. See conv.h for the layout of a tile.
+//
+// Kernel forward: sweep 1 of a convolution block, and its slopes
+//   dtypes     float32 float64
+//   bound      multiply-adds: 2 a tap and sum
+//
+// Kernel push: sweep 3, with the second-order term and the weight's gradient
+//   dtypes     float32 float64
+//   bound      multiply-adds: 2 K a tap and sum, and as many for the gradient
+//
+// Kernel pull: sweeps 2 and 4, with the weight's and bias's gradients
+//   dtypes     float32 float64
+//   bound      multiply-adds: 2 K a tap and sum, and as many for the gradient
 
 #pragma once
 
 #include <utility>
 
+#include "common/dispatch.h"
 #include "cpu/conv.h"
-#include "cpu/dispatch.h"
 #include "cpu/vector_math.h"
 
 namespace gradreg_fast {

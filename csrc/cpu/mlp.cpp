@@ -17,10 +17,10 @@
 #include <sys/mman.h>
 #endif
 
+#include "common/mlp_arguments.h"
 #include "cpu/capability.h"
 #include "cpu/denormals.h"
 #include "cpu/places.h"
-#include "cpu/tensors.h"
 
 namespace gradreg_fast {
 namespace {
@@ -65,48 +65,14 @@ void library_product(int64_t m, int64_t n, int64_t depth, Operand<T> a, Operand<
         aoti_torch_cpu_addmm_out(result.get(), result.get(), left.get(), right.get(), accumulate ? 1 : 0, 1));
 }
 
-// A network's tensors and settings, checked, in the terms of mlp.h.
-struct Network {
-    std::vector<Tensor> weights;
-    std::vector<int64_t> kinds;
-    std::vector<double> settings;
-    ScalarType type;
-
-    Network(const Tensor& x, const std::vector<Tensor>& given, const std::vector<int64_t>& kinds,
-            const std::vector<double>& settings)
-        : kinds(kinds), settings(settings), type(x.scalar_type()) {
-        STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "x must be float32 or float64");
-        STD_TORCH_CHECK(x.dim() == 2, "x must have two dimensions, [B, d]");
-        STD_TORCH_CHECK(!given.empty() && given.size() <= size_t(max_depth), "between 1 and ", max_depth, " layers");
-        STD_TORCH_CHECK(kinds.size() == given.size(), "kinds must have an entry for each layer");
-        STD_TORCH_CHECK(settings.size() == 2 * given.size(), "settings must have two entries for each layer");
-        int64_t inputs = x.size(1);
-        for (size_t l = 0; l < given.size(); ++l) {
-            STD_TORCH_CHECK(kinds[l] >= 0 && kinds[l] < int64_t(Kind::Count), "unknown activation ", kinds[l]);
-            weights.push_back(as_contiguous(given[l]));
-            STD_TORCH_CHECK(given[l].dim() == 2, "weights must be matrices");
-            check_shape(weights[l], {given[l].size(0), inputs}, type, "weight");
-            inputs = given[l].size(0);
-        }
-    }
-
-    int64_t depth() const { return int64_t(weights.size()); }
-    int64_t outputs() const { return weights.back().size(0); }
-    int64_t element_size() const { return type == ScalarType::Float ? 4 : 8; }
-    std::vector<int64_t> widths() const {
-        std::vector<int64_t> widths{weights[0].size(1)};
-        for (const Tensor& weight : weights)
-            widths.push_back(weight.size(0));
-        return widths;
-    }
-    bool by_library() const {
-        const std::vector<int64_t> all = widths();
-        return prefers_library(*std::max_element(all.begin(), all.end()), element_size());
-    }
-};
+// Whether a library multiplies this network's matrices.
+bool by_library(const CheckedNetwork& network) {
+    const std::vector<int64_t> widths = network.widths();
+    return prefers_library(*std::max_element(widths.begin(), widths.end()), network.element_size());
+}
 
 template <class T>
-std::vector<Layer<T>> layers_of(const Network& network, const Places& places, int64_t lanes, T* memory) {
+std::vector<Layer<T>> layers_of(const CheckedNetwork& network, const Places& places, int64_t lanes, T* memory) {
     std::vector<Layer<T>> layers;
     for (int64_t l = 0; l < network.depth(); ++l) {
         const Tensor& weight = network.weights[l];
@@ -116,14 +82,15 @@ std::vector<Layer<T>> layers_of(const Network& network, const Places& places, in
                           Settings{network.settings[2 * l], network.settings[2 * l + 1]},
                           places.weight[l] < 0 ? data<T>(weight) : memory + places.weight[l], places.weight[l] < 0,
                           at(places.transposed[l]), memory + places.bias[l], at(places.state[l]),
-                          at(places.cotangent[l]), network.by_library() ? &library_product<T> : nullptr});
+                          at(places.cotangent[l]), by_library(network) ? &library_product<T> : nullptr});
     }
     return layers;
 }
 
 // Write the packed parameters: panels of weights and of transposed weights, biases.
 template <class T>
-void pack(const Network& network, const std::vector<Optional>& biases, const Places& places, int64_t lanes, T* memory) {
+void pack(const CheckedNetwork& network, const std::vector<Optional>& biases, const Places& places, int64_t lanes,
+          T* memory) {
     for (int64_t l = 0; l < network.depth(); ++l) {
         const int64_t outputs = network.weights[l].size(0), inputs = network.weights[l].size(1);
         const T* weight = data<T>(network.weights[l]);
@@ -146,11 +113,11 @@ constexpr int64_t thread_work = 1 << 18;  // multiplications that pay for waking
 struct Split {
     int64_t tile, threads, rows_each;
 
-    Split(const Network& network, int64_t rows, int64_t stack) {
+    Split(const CheckedNetwork& network, int64_t rows, int64_t stack) {
         int64_t weights = 0;
         for (const Tensor& weight : network.weights)
             weights += weight.size(0) * weight.size(1);
-        const bool library = network.by_library();
+        const bool library = by_library(network);
         const bool cached = weights <= (library ? cached_library_weights : cached_weights);
         const int64_t lines = (library ? library_rows : tile_rows) * (cached ? 1 : 2);
         tile = std::max<int64_t>(lines / std::max<int64_t>(stack, 1), 8);
@@ -174,34 +141,8 @@ struct Split {
     }
 };
 
-// A loss's target as kernels take it; checked.
-struct CheckedTarget {
-    Loss loss;
-    Optional tensor;
-
-    CheckedTarget(int64_t number, const Optional& given, int64_t rows, int64_t outputs, ScalarType type)
-        : loss(Loss(number)), tensor(as_contiguous(given)) {
-        STD_TORCH_CHECK(number >= 0 && number < int64_t(Loss::Count), "unknown loss ", number);
-        STD_TORCH_CHECK((loss == Loss::None) == !tensor, "a loss, and nothing else, has a target");
-        if (has_classes())
-            check_shape(tensor, {rows}, ScalarType::Long, "target");
-        else
-            check_shape(tensor, {rows, outputs}, type, "target");
-    }
-
-    bool has_classes() const {
-        return tensor && loss == Loss::CrossEntropy && tensor->scalar_type() == ScalarType::Long;
-    }
-
-    template <class T>
-    Target<T> as() const {
-        if (has_classes()) return {loss, data<int64_t>(tensor), nullptr};
-        return {loss, nullptr, data<T>(tensor)};
-    }
-};
-
 template <class T>
-void run_forward(const Network& network, const Tensor& x, const Optional& cotangent, const CheckedTarget& target,
+void run_forward(const CheckedNetwork& network, const Tensor& x, const Optional& cotangent, const CheckedTarget& target,
                  const Optional& offset, const std::vector<Optional>& biases, const Places& places, int64_t stack,
                  bool unit_seed, Tensor& y, Tensor& g, Tensor& norms, Tensor& kept) {
     const MlpKernels<T>& kernel = kernels<T>();
@@ -227,22 +168,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional c
                                                             std::vector<Optional> biases, std::vector<int64_t> kinds,
                                                             std::vector<double> settings, int64_t loss, int64_t stack,
                                                             bool unit_seed, bool keep) {
-    const Network network(x, weights, kinds, settings);
+    const CheckedNetwork network(x, weights, kinds, settings, {ScalarType::Float, ScalarType::Double}, max_depth);
+    const CheckedTarget checked =
+        network.check_forward_pull(x, cotangent, target, offset, biases, loss, stack, unit_seed);
     const int64_t rows = x.size(0), outputs = network.outputs();
-    x = as_contiguous(x);
-    cotangent = as_contiguous(cotangent);
-    offset = as_contiguous(offset);
-    check_shape(x, {rows, x.size(1)}, network.type, "x");
-    check_shape(cotangent, {stack, rows, outputs}, network.type, "cotangent");
-    check_shape(offset, {stack, rows, x.size(1)}, network.type, "offset");
-    STD_TORCH_CHECK(stack >= 0 && (!unit_seed || (stack == 1 && outputs == 1)), "wrong number of cotangents");
-    STD_TORCH_CHECK(loss == 0 || (stack == 1 && !cotangent && !unit_seed), "a loss makes the only cotangent");
-    const CheckedTarget checked(loss, target, rows, outputs, network.type);
-    STD_TORCH_CHECK(biases.size() == weights.size(), "biases must have an entry for each layer");
-    for (size_t l = 0; l < biases.size(); ++l) {
-        biases[l] = as_contiguous(biases[l]);
-        check_shape(biases[l], {weights[l].size(0)}, network.type, "bias");
-    }
     const bool single = network.type == ScalarType::Float;
     const int64_t lanes = single ? kernels<float>().lanes : kernels<double>().lanes;
     const Places places(network.widths(), network.element_size(), lanes, rows, stack, keep);
@@ -262,7 +191,7 @@ struct Sums {
     std::vector<bool> transposed, plain;
     int64_t packed = 0, total = 0;  // size of the first thread's sums, and of the others'
 
-    Sums(const Network& network, const std::vector<int64_t>& wanted, int64_t lanes) {
+    Sums(const CheckedNetwork& network, const std::vector<int64_t>& wanted, int64_t lanes) {
         const auto take = [this](int64_t count, bool present) {
             const int64_t place = present ? total : -1;
             if (present) total += round_up(count, 16);
@@ -271,8 +200,8 @@ struct Sums {
         for (int64_t l = 0; l < network.depth(); ++l) {
             const int64_t outputs = network.weights[l].size(0), inputs = network.weights[l].size(1);
             const int64_t straight = outputs * round_up(inputs, lanes), turned = inputs * round_up(outputs, lanes);
-            transposed.push_back(!network.by_library() && turned < straight);
-            plain.push_back(network.by_library() || (!transposed[l] && inputs % lanes == 0));
+            transposed.push_back(!by_library(network) && turned < straight);
+            plain.push_back(by_library(network) || (!transposed[l] && inputs % lanes == 0));
             weight.push_back(take(std::min(straight, turned), wanted[2 + 2 * l] && !plain[l]));
             bias.push_back(take(outputs, wanted[3 + 2 * l]));
         }
@@ -292,9 +221,10 @@ void add_to(T* to, const T* from, int64_t count) {
 }
 
 template <class T>
-void run_backward(const Network& network, const Tensor& x, const Optional& cotangent, const CheckedTarget& target,
-                  const Tensor& kept, int64_t stack, bool unit_seed, const Optional& ybar, const Optional& gbar,
-                  const Optional& norm_weights, const std::vector<int64_t>& wanted, std::vector<Tensor>& results) {
+void run_backward(const CheckedNetwork& network, const Tensor& x, const Optional& cotangent,
+                  const CheckedTarget& target, const Tensor& kept, int64_t stack, bool unit_seed, const Optional& ybar,
+                  const Optional& gbar, const Optional& norm_weights, const std::vector<int64_t>& wanted,
+                  std::vector<Tensor>& results) {
     const MlpKernels<T>& kernel = kernels<T>();
     const int64_t rows = x.size(0), depth = network.depth();
     const Places places(network.widths(), network.element_size(), kernel.lanes, rows, stack, true);
@@ -334,7 +264,6 @@ void run_backward(const Network& network, const Tensor& x, const Optional& cotan
         if (wanted[2 + 2 * l]) weights[l] = result({outputs, inputs});
         if (wanted[3 + 2 * l]) biases[l] = result({outputs});
     }
-    STD_TORCH_CHECK(!problem.cotangent_bar || gbar, "the cotangent has a gradient only where g has");
 
     const Split split(network, rows, stack);
     const int64_t own = round_up(kernel.backward_scratch(problem, split.tile), 64);
@@ -380,21 +309,9 @@ std::vector<Tensor> mlp_push_adjoint(Tensor x, Optional cotangent, Optional targ
                                      std::vector<Tensor> weights, std::vector<int64_t> kinds,
                                      std::vector<double> settings, int64_t loss, int64_t stack, bool unit_seed,
                                      Optional ybar, Optional gbar, Optional norm_weights, std::vector<int64_t> wanted) {
-    const Network network(x, weights, kinds, settings);
-    const int64_t rows = x.size(0);
-    x = as_contiguous(x);
-    cotangent = as_contiguous(cotangent);
-    ybar = as_contiguous(ybar);
-    gbar = as_contiguous(gbar);
-    norm_weights = as_contiguous(norm_weights);
-    check_shape(x, {rows, x.size(1)}, network.type, "x");
-    check_shape(kept, {kept.numel()}, network.type, "kept");
-    check_shape(cotangent, {stack, rows, network.outputs()}, network.type, "cotangent");
-    check_shape(ybar, {rows, network.outputs()}, network.type, "ybar");
-    check_shape(gbar, {stack, rows, x.size(1)}, network.type, "gbar");
-    check_shape(norm_weights, {rows}, network.type, "norm_weights");
-    const CheckedTarget checked(loss, target, rows, network.outputs(), network.type);
-    STD_TORCH_CHECK(wanted.size() == 2 + 2 * weights.size(), "wanted must have 2 + 2 depth entries");
+    const CheckedNetwork network(x, weights, kinds, settings, {ScalarType::Float, ScalarType::Double}, max_depth);
+    const CheckedTarget checked = network.check_push_adjoint(x, cotangent, target, kept, ybar, gbar, norm_weights,
+                                                             network.type, loss, stack, wanted);
     std::vector<Tensor> results;
     const auto run = network.type == ScalarType::Float ? run_backward<float> : run_backward<double>;
     run(network, x, cotangent, checked, kept, stack, unit_seed, ybar, gbar, norm_weights, wanted, results);

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "common/activation.h"
+#include "common/loss.h"
 
 namespace gradreg_fast {
 
@@ -39,17 +40,6 @@ struct Operand {
 template <class T>
 using LibraryProduct = void (*)(int64_t m, int64_t n, int64_t depth, Operand<T> a, Operand<T> b, T* c, int64_t c_stride,
                                 bool accumulate);
-
-// A loss on top of the network, each sample's own. Its gradient in y is the cotangent. The order is that of `LOSSES` in
-// gradreg_fast/mlp.py.
-enum class Loss : int { None, CrossEntropy, MeanSquare, Logistic, Count };
-
-template <class T>
-struct Target {
-    Loss loss;
-    const int64_t* classes;  // [B]; negative: the sample counts nothing; cross-entropy has either these
-    const T* values;         // [B, outputs] or these
-};
 
 template <class T>
 struct Layer {

@@ -2,12 +2,18 @@
 //
 // A tile's activations, cotangents and tangents stay in cache from the first layer to the last and back; only what the
 // second operation needs (`Layer::state`, `Layer::cotangent`) goes to memory.
+//
+// Kernel forward: sweeps 1 and 2 of a fully connected network, with the squared norms of g
+//   dtypes     float32 float64
+//   bound      multiply-adds: 2 (1 + K) a weight and row; narrow networks by activations
+//
+// Kernel backward: sweeps 3 and 4, with the parameters' gradients
+//   dtypes     float32 float64
+//   bound      multiply-adds: 4 (1 + K) a weight and row, 4 where one output makes adjoints cotangents
 
 #pragma once
 
-#include <cmath>
-
-#include "cpu/dispatch.h"
+#include "common/dispatch.h"
 #include "cpu/mlp.h"
 #include "cpu/product.h"
 
@@ -222,66 +228,6 @@ struct Sweeps {
         return sum;
     }
 
-    // p = softmax(y), of one row.
-    static void softmax(int64_t width, const T* y, T* p) {
-        T largest = y[0], sum = 0;
-        for (int64_t i = 1; i < width; ++i)
-            largest = y[i] > largest ? y[i] : largest;
-        for (int64_t i = 0; i < width; ++i)
-            sum += p[i] = std::exp(y[i] - largest);
-        for (int64_t i = 0; i < width; ++i)
-            p[i] /= sum;
-    }
-
-    static T logistic(T y) { return y >= 0 ? 1 / (1 + std::exp(-y)) : 1 - 1 / (1 + std::exp(y)); }
-
-    // The weight t_i that sample b's target gives class i, and their sum.
-    static T class_weight(const Target<T>& target, int64_t b, int64_t width, int64_t i) {
-        return target.classes ? T(target.classes[b] == i) : target.values[b * width + i];
-    }
-    static T class_weights(const Target<T>& target, int64_t b, int64_t width) {
-        if (target.classes) return T(target.classes[b] >= 0);
-        T sum = 0;
-        for (int64_t i = 0; i < width; ++i)
-            sum += target.values[b * width + i];
-        return sum;
-    }
-
-    // The loss's gradient in y, of sample b.
-    static void loss_gradient(const Target<T>& target, int64_t b, int64_t width, const T* y, T* gradient) {
-        if (target.loss == Loss::CrossEntropy) {  // (sum t) p - t
-            softmax(width, y, gradient);
-            const T sum = class_weights(target, b, width);
-            for (int64_t i = 0; i < width; ++i)
-                gradient[i] = sum * gradient[i] - class_weight(target, b, width, i);
-        } else if (target.loss == Loss::MeanSquare) {  // 2/n (y - t)
-            for (int64_t i = 0; i < width; ++i)
-                gradient[i] = 2 * (y[i] - target.values[b * width + i]) / width;
-        } else {  // (s(y) - t) / n
-            for (int64_t i = 0; i < width; ++i)
-                gradient[i] = (logistic(y[i]) - target.values[b * width + i]) / width;
-        }
-    }
-
-    // d += H v with the loss's Hessian in y, of sample b. `p` is spare.
-    static void add_hessian(const Target<T>& target, int64_t b, int64_t width, const T* y, const T* v, T* p, T* d) {
-        if (target.loss == Loss::CrossEntropy) {  // (sum t) p (v - p^T v)
-            softmax(width, y, p);
-            T mean = 0;
-            for (int64_t i = 0; i < width; ++i)
-                mean += p[i] * v[i];
-            const T sum = class_weights(target, b, width);
-            for (int64_t i = 0; i < width; ++i)
-                d[i] += sum * p[i] * (v[i] - mean);
-        } else if (target.loss == Loss::MeanSquare) {
-            for (int64_t i = 0; i < width; ++i)
-                d[i] += 2 * v[i] / width;
-        } else {
-            for (int64_t i = 0; i < width; ++i)
-                d[i] += logistic(y[i]) * logistic(-y[i]) * v[i] / width;
-        }
-    }
-
     static int64_t widest(const Layer<T>* layers, int64_t depth) {
         int64_t width = layers[0].input_stride;
         for (int64_t l = 0; l < depth; ++l)
@@ -378,7 +324,7 @@ struct Sweeps {
             slopes[l] = arena.take(adjoint ? rows * stride : 0);
         }
         T* zdot = arena.take((stacked > rows ? stacked : rows) * width);  // and the adjoint on its way down
-        T* top = arena.take(bent ? 3 * rows * last.outputs + last.outputs : 0);
+        T* top = arena.take(bent ? 2 * rows * last.outputs : 0);
         if (arena.base == nullptr) return;
 
         const Out start = matrix(first, right[0], lines, first.input_stride);
@@ -448,14 +394,14 @@ struct Sweeps {
     // d = ybar + H ydot, with the loss's Hessian H in y; `end` has the lines of ydot, then those of y.
     static void bend(const PushAdjoint<T>& p, int64_t begin, int64_t rows, In end, T* spare, Out d) {
         const int64_t width = p.layers[p.depth - 1].outputs, count = rows * width;
-        T *y = spare, *ydot = y + count, *sum = ydot + count, *row = sum + count;
+        T *y = spare, *ydot = y + count;
         scatter(end, rows, 0, rows, 1, width, ydot);
         scatter(end.from(rows), rows, 0, rows, 1, width, y);
-        for (int64_t i = 0; i < count; ++i)
-            sum[i] = p.ybar ? p.ybar[begin * width + i] : T(0);
         for (int64_t b = 0; b < rows; ++b)
-            add_hessian(p.target, begin + b, width, y + b * width, ydot + b * width, row, sum + b * width);
-        gather(sum, rows, 0, rows, 1, width, d);
+            multiply_by_hessian(p.target, begin + b, width, y + b * width, ydot + b * width);
+        for (int64_t i = 0; p.ybar && i < count; ++i)
+            ydot[i] += p.ybar[begin * width + i];
+        gather(ydot, rows, 0, rows, 1, width, d);
     }
 
     // d_z = phi' d + second and its sum, the bias's gradient; the second-order terms are there already if `curved`.

@@ -7,7 +7,7 @@ Per query, with ``S = scale q k^T + mask``, ``P = softmax(S)``, ``O = P v``, the
     <u, Odot> = sum G Sdot + sum P (u vdot^T);  with  T = Pdot C + P (u vdot^T)  and  Q = T - P sum T  its derivatives
     are  scale (G kdot + Q k)  for q,  scale (G^T qdot + Q^T q)  for k,  Pdot^T u  for v  and  Q  for the mask
 
-Only q, k and v are kept. Each sweep computes P anew, for all keys of a few queries at a time.
+Where keys are many, only q, k and v are kept: each sweep computes P anew, for all keys of a few queries at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.base import Rule, stacked
 from gradreg_fast.rules.call import FUNCTIONS, MODULES, Call, Parameter, Several, function, module
 from gradreg_fast.rules.index import select
 from gradreg_fast.rules.linear import linear
@@ -28,7 +28,9 @@ from gradreg_fast.rules.shape import permuting, reshaping
 
 aten = torch.ops.aten
 
-BLOCK_BYTES = 2**21  # of a block of P: it and its companions stay in a core's cache
+BLOCK_BYTES = 2**19  # of a block of P: it and its companions stay in a core's cache
+KEPT_KEYS = 4  # for each feature of a query, at most, for P to be kept: then it is no larger than q, k and v, or nearly
+LEAST_ROWS = 32  # of a block, however long: smaller products run too far below a large one's rate
 
 
 class Attention(Rule):
@@ -54,6 +56,13 @@ class Attention(Rule):
 
     def forward(self, inputs, parameters, extras):
         q, k, v = inputs
+        if k.shape[-2] <= KEPT_KEYS * q.shape[-1]:
+            blocks = Blocks(self, inputs, parameters[0])
+            y, P = blocks.empty_result(), q.new_empty(*blocks.q.shape[:2], blocks.k.shape[1])
+            for queries, keys, block in blocks:
+                P[(*queries, keys[1])] = block
+                y[queries] = block @ blocks.v[keys]
+            return blocks.like_result(y), (q, k, v, P)
         y = functional.scaled_dot_product_attention(
             q, k, v, parameters[0], 0.0, self.causal, scale=self.scale, enable_gqa=self.grouped
         )
@@ -130,6 +139,7 @@ class Blocks:
     """The operands as matrices ``[N, length, features]``, all leading dimensions in one; iterates over blocks of P."""
 
     def __init__(self, rule: Attention, saved: Sequence[Tensor], mask: Tensor | None) -> None:
+        saved, self.kept = saved[:3], saved[3:]
         self.shapes = [x.shape for x in saved]
         self.repeats = [1, 1, 1]
         if rule.grouped:
@@ -149,13 +159,14 @@ class Blocks:
         """Yields indices into queries and keys, and P of the block."""
         (N, L, _), S = self.q.shape, self.k.shape[1]
         row = S * self.q.element_size()
-        rows = min(L, max(32, BLOCK_BYTES // max(1, row)))
+        rows = min(L, max(LEAST_ROWS, BLOCK_BYTES // max(1, row)))
         matrices = max(1, BLOCK_BYTES // max(1, rows * row))
         for first in range(0, N, matrices):
             for start in range(0, L, rows):
                 queries = slice(first, first + matrices), slice(start, min(L, start + rows))
                 keys = queries[0], slice(0, min(S, queries[1].stop) if self.causal else S)
-                yield queries, keys, self._probabilities(queries, keys)
+                kept = [P[(*queries, keys[1])] for P in self.kept]
+                yield queries, keys, kept[0] if kept else self._probabilities(queries, keys)
 
     def _probabilities(self, queries, keys) -> Tensor:
         scores = (self.q[queries] @ self.k[keys].mT).mul_(self.scale)
@@ -218,11 +229,6 @@ class Blocks:
 def softmax_derivative(v: Tensor, P: Tensor) -> Tensor:
     """``P (v - sum P v)``, for cotangents and tangents alike."""
     return aten._softmax_backward_data(v, P, -1, P.dtype)
-
-
-def stacked(members: Sequence[Tensor]) -> Tensor:
-    """A stack of members."""
-    return members[0].unsqueeze(0) if len(members) == 1 else torch.stack(list(members))
 
 
 @function(functional.scaled_dot_product_attention)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 Saved = tuple
 """What a rule keeps of its forward: tensors and plain Python values."""
@@ -157,6 +159,16 @@ class Rule:
         return 0
 
 
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether somebody may look at the tensor's numbers: not while a tracer runs."""
+    return type(tensor) in (Tensor, torch.nn.Parameter)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether kernels can read the tensor's memory; for a tracer, will be able to."""
+    return type(tensor) in (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
+
+
 def per_sample(scale: Tensor, like: Tensor) -> Tensor:
     """Shape ``[B]`` so that it multiplies ``like [B, ...]`` sample by sample."""
     return scale.view(-1, *(1,) * (like.dim() - 1))
@@ -184,6 +196,11 @@ def map_members(function: Callable[[Tensor], Tensor], stack: Tensor, rows: bool)
     if len(stack) == 1:
         return function(stack[0]).unsqueeze(0)
     return torch.stack([function(member) for member in stack])
+
+
+def stacked(members: Sequence[Tensor]) -> Tensor:
+    """A stack of members; a view of a single one."""
+    return members[0].unsqueeze(0) if len(members) == 1 else torch.stack(list(members))
 
 
 def shaped(like: Tensor, shape: Sequence[int]) -> Tensor:

@@ -65,9 +65,9 @@ class Conv(Rule):
         return aten.convolution(x, weight, bias, *self._settings())
 
     def _data_gradient(self, u: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        if len(u) != len(x):  # only the shape and the layout of x matter
+        if u.shape[0] != x.shape[0]:  # only the shape and the layout of x matter
             layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-            x = torch.empty((len(u), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
+            x = torch.empty((u.shape[0], *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
         return self._backward(u, x, weight, 0)
 
     def _weight_gradient(self, u: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gradreg_fast.rules.base import Rule, dot_stacks
+from gradreg_fast.rules.base import Rule, dot_stacks, has_numbers
 
 
 class CrossEntropy(Rule):
@@ -98,12 +98,12 @@ def class_weights(target: Tensor, y: Tensor) -> Tensor:
     """The target as weights of the classes, ``[B, C, ...]`` like y."""
     if target.shape == y.shape and target.is_floating_point():
         return target.to(y.dtype)
-    if target.is_floating_point() or target.dtype == torch.bool or target.shape != (len(y), *y.shape[2:]):
+    if target.is_floating_point() or target.dtype == torch.bool or target.shape != (y.shape[0], *y.shape[2:]):
         raise ValueError(
-            f"target must hold class indices {(len(y), *y.shape[2:])} or probabilities {tuple(y.shape)}, got "
+            f"target must hold class indices {(y.shape[0], *y.shape[2:])} or probabilities {tuple(y.shape)}, got "
             f"{tuple(target.shape)} of {target.dtype}"
         )
-    if target.device.type == "cpu" and target.numel() and target.max() >= y.shape[1]:
+    if target.device.type == "cpu" and has_numbers(target) and target.numel() and target.max() >= y.shape[1]:
         raise ValueError(f"target must hold class indices below {y.shape[1]}, got {int(target.max())}")
     classes = torch.arange(y.shape[1], device=y.device).view(-1, *(1,) * (y.dim() - 2))  # [C, ...]
     return (target.unsqueeze(1) == classes).to(y.dtype)
@@ -111,14 +111,15 @@ def class_weights(target: Tensor, y: Tensor) -> Tensor:
 
 def same_shape(target: Tensor, y: Tensor) -> Tensor:
     """The target in y's shape: one output per sample may be ``[B]`` or ``[B, 1]``."""
-    if target.shape != y.shape and not (target.numel() == y.numel() == len(y) and target.dim() <= 2 and y.dim() <= 2):
+    single = target.numel() == y.numel() == y.shape[0] and target.dim() <= 2 and y.dim() <= 2
+    if target.shape != y.shape and not single:
         raise ValueError(f"target must be shaped like the output {tuple(y.shape)}, got {tuple(target.shape)}")
     return target.to(y.dtype).view_as(y)
 
 
 def outputs(y: Tensor) -> int:
     """How many outputs a sample has."""
-    return y[0].numel() if len(y) else 1
+    return y[0].numel() if y.shape[0] else 1
 
 
 def seed(u: Tensor, y: Tensor) -> Tensor:

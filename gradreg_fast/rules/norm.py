@@ -11,15 +11,16 @@ Per channel, with N elements, ``m`` the mean over them, ``i = (var + eps)^{-1/2}
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradreg_fast.rules.base import Rule, dot_stacks
+from gradreg_fast.rules.base import Rule, dot_stacks, is_channels_last, stacked
 from gradreg_fast.rules.call import Call, function, module
+
+aten = torch.ops.aten
 
 
 class BatchNormTrain(Rule):
@@ -83,13 +84,9 @@ class BatchNormTrain(Rule):
     def _project(self, saved, weight: Tensor | None, stack: Tensor) -> Tensor:
         """``i P (weight v)`` for each member v of the stack."""
         x, mean, inverse = saved
-        rows = [
-            torch.ops.aten.native_batch_norm_backward(
-                v, x, weight, None, None, mean, inverse, True, self.eps, [True, False, False]
-            )[0]
-            for v in stack
-        ]
-        return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
+        mask = [True, False, False]
+        settings = x, weight, None, None, mean, inverse, True, self.eps, mask
+        return stacked([aten.native_batch_norm_backward(v, *settings)[0] for v in stack])
 
 
 class BatchNormEval(Rule):
@@ -134,85 +131,139 @@ class BatchNormEval(Rule):
 
 
 class Standardise(Rule):
-    """``gamma xhat + beta`` where each group of a sample's elements has its own statistics: ``xhat = (x - m(x)) i``.
+    """``gamma xhat + beta`` where groups of a sample's elements have their own statistics: ``xhat = (x - m(x)) i``.
 
-    gamma is not the same within a group, so ``J = diag(gamma) i P``. Without centring ``xhat = x i``, ``i = (m(x^2) +
-    eps)^{-1/2}`` and P has no term for the mean (Zhang and Sennrich 2019, arXiv:1910.07467).
-    Parameters are gamma and beta, each possibly None.
-
-    Args:
-        groups: called as ``groups(x)``: the number of leading groups' rows, each with as many elements.
-        affine: called as ``affine(parameter, dims)``: gamma or beta so that it broadcasts against x.
-        eps: added to the variance; None: the precision of x.
-        centred: whether the mean is subtracted.
+    gamma is not the same within a group, so ``J = diag(gamma) i P``, and gamma u takes the place of u in the formulas
+    above. Parameters are gamma and beta, each possibly None. A subclass says what the groups are.
     """
 
     curvature_free = False
 
-    def __init__(self, groups: Callable, affine: Callable, eps: float | None, centred: bool = True) -> None:
-        self.groups = groups
-        self.affine = affine
+    def pull(self, saved, parameters, u):
+        return (stacked([self.project(saved, parameters[0], member) for member in u]),)
+
+    def push(self, saved, parameters, xdots):
+        gamma = parameters[0]
+        projected = stacked([self.project(saved, None, member) for member in xdots[0]])
+        return projected if gamma is None else projected.mul_(self.broadcast(gamma, projected.dim() - 1))
+
+    def project(self, saved: tuple, weight: Tensor | None, v: Tensor) -> Tensor:
+        """``i P (weight v)``, fresh."""
+        raise NotImplementedError
+
+    def broadcast(self, parameter: Tensor, dims: int) -> Tensor:
+        """gamma or beta so that it broadcasts against values with that many dimensions."""
+        raise NotImplementedError
+
+    def curvature(self, saved, parameters, u, xdots, gradients):
+        (x, mean, inverse), gamma, (v,) = saved, parameters[0], xdots
+        shape, rows = x.shape, inverse.numel()
+        gradients.add(0, lambda: self._reduced(dot_stacks(u, self.push(saved, (None,), xdots)), gamma))
+        if gamma is not None:
+            u = u * self.broadcast(gamma, x.dim())
+        u, v = (stack.reshape(len(stack), rows, -1) for stack in (u, v))  # [K, R, n]
+        xhat = self._standardised(saved).reshape(rows, -1)  # [R, n]
+        u_xhat, v_xhat = row_means(u * xhat), row_means(v * xhat)  # [K, R, 1]
+        S = row_means(dot_stacks(u, v))  # [R, 1]
+        second = dot_stacks(v_xhat, u).add_(dot_stacks(u_xhat, v))  # of v_xhat P u + u_xhat P v; then P's other terms
+        if mean is not None:
+            u_mean, v_mean = row_means(u), row_means(v)
+            S = S - dot_stacks(u_mean, v_mean)
+            second -= dot_stacks(v_xhat, u_mean) + dot_stacks(u_xhat, v_mean)
+        second.addcmul_(xhat, S - 3 * dot_stacks(u_xhat, v_xhat))
+        return (second.mul_(-inverse.reshape(rows, 1).square()).view(shape),)
+
+    def gradient(self, saved, parameters, d, gradients):
+        gradients.add(0, lambda: self._reduced(self._standardised(saved).mul_(d), parameters[0]))
+        if len(parameters) > 1:
+            gradients.add(1, lambda: self._reduced(d, parameters[1]))
+
+    def _standardised(self, saved: tuple) -> Tensor:
+        """xhat, fresh."""
+        x, mean, inverse = saved
+        rows = x.reshape(inverse.numel(), -1)
+        inverse = inverse.reshape(-1, 1)
+        return (rows * inverse if mean is None else (rows - mean.reshape(-1, 1)).mul_(inverse)).view(x.shape)
+
+    def _reduced(self, product: Tensor, parameter: Tensor) -> Tensor:
+        return product.sum_to_size(self.broadcast(parameter, product.dim()).shape).view(parameter.shape)
+
+
+class LayerNorm(Standardise):
+    """Over the last dimensions, of this shape."""
+
+    def __init__(self, shape: Sequence[int], eps: float) -> None:
+        self.shape = list(shape)
         self.eps = eps
-        self.centred = centred
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
-        gamma, beta = parameters
-        rows = x.reshape(self.groups(x), -1)
+        y, mean, inverse = torch.native_layer_norm(x, self.shape, *parameters, self.eps)
+        return y, (x, mean, inverse)
+
+    def project(self, saved, weight, v):
+        x, mean, inverse = saved
+        mask = [True, False, False]
+        return aten.native_layer_norm_backward(v, x, self.shape, mean, inverse, weight, None, mask)[0]
+
+    def broadcast(self, parameter, dims):
+        return parameter
+
+
+class RootMeanSquareNorm(LayerNorm):
+    """Without centring: ``xhat = x i``, ``i = (m(x^2) + eps)^{-1/2}`` (Zhang and Sennrich 2019, arXiv:1910.07467).
+
+    P has no term for the mean; eps is the precision of x if None.
+    """
+
+    def forward(self, inputs, parameters, extras):
+        (x,) = inputs
+        dims = list(range(-len(self.shape), 0))
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
-        if self.centred:
-            xhat, _, inverse = torch.native_layer_norm(rows, rows.shape[1:], None, None, eps)
-        else:
-            inverse = torch.rsqrt(rows.square().mean(1, keepdim=True).add_(eps))
-            xhat = rows * inverse
-        xhat = xhat.view(x.shape)
-        y = xhat if gamma is None else xhat * self.affine(gamma, x.dim())
-        return y if beta is None else y + self.affine(beta, x.dim()), (xhat, inverse)
+        inverse = torch.rsqrt(x.square().mean(dims, keepdim=True).add_(eps))
+        y = x * inverse
+        return y if parameters[0] is None else y.mul_(parameters[0]), (x, None, inverse)
 
-    def pull(self, saved, parameters, u):
-        return (self._project(saved, self._scaled(parameters[0], u)),)
+    def project(self, saved, weight, v):
+        x, _, inverse = saved
+        v = v if weight is None else v * weight
+        dims = list(range(-len(self.shape), 0))
+        along = (v * x).mean(dims, keepdim=True).mul_(inverse.square())
+        return torch.addcmul(v, x, along, value=-1).mul_(inverse)
 
-    def push(self, saved, parameters, xdots):
-        return self._scaled(parameters[0], self._project(saved, xdots[0]))
 
-    def curvature(self, saved, parameters, u, xdots, gradients):
-        xhat, inverse = saved
-        gamma = parameters[0]
-        gradients.add(0, lambda: self._reduced(dot_stacks(u, self._project(saved, xdots[0])), gamma))
-        u, v = (self._rows(stack, len(inverse)) for stack in (self._scaled(gamma, u), xdots[0]))  # [K, R, n]
-        h = xhat.view(len(inverse), -1)  # [R, n]
-        mean = partial(torch.mean, dim=-1, keepdim=True)
-        u_h, v_h = mean(u * h), mean(v * h)  # [K, R, 1]
-        S = mean(dot_stacks(u, v))  # [R, 1]
-        second = dot_stacks(v_h, u).add_(dot_stacks(u_h, v))  # of v_h P u + u_h P v, then the other terms of P
-        if self.centred:
-            u_mean, v_mean = mean(u), mean(v)
-            S = S - dot_stacks(u_mean, v_mean)
-            second -= dot_stacks(v_h, u_mean) + dot_stacks(u_h, v_mean)
-        second.addcmul_(h, S - 3 * dot_stacks(u_h, v_h))
-        return (second.mul_(-inverse.square()).view(xhat.shape),)
+class GroupNorm(Standardise):
+    """Over groups of channels and all positions; over each channel alone if the number of groups is None."""
 
-    def gradient(self, saved, parameters, d, gradients):
-        gradients.add(0, lambda: self._reduced(d * saved[0], parameters[0]))
-        gradients.add(1, lambda: self._reduced(d, parameters[1]))
+    def __init__(self, groups: int | None, eps: float) -> None:
+        self.groups = groups
+        self.eps = eps
 
-    def _project(self, saved, stack: Tensor) -> Tensor:
-        """``i P v`` for each member v of the stack."""
-        xhat, inverse = saved
-        v, h = self._rows(stack, len(inverse)), xhat.view(len(inverse), -1)
-        projected = torch.addcmul(v, h, (v * h).mean(-1, keepdim=True), value=-1)
-        if self.centred:
-            projected -= v.mean(-1, keepdim=True)
-        return projected.mul_(inverse).view(stack.shape)
+    def forward(self, inputs, parameters, extras):
+        (x,) = inputs
+        x = x if is_channels_last(x) else x.contiguous()
+        groups = x.shape[1] if self.groups is None else self.groups
+        if x.shape[1] % groups:
+            raise ValueError(f"a group norm's input must have a multiple of {groups} channels, got {x.shape[1]}")
+        y, mean, inverse = torch.native_group_norm(x, *parameters, *self._sizes(x), groups, self.eps)
+        return y, (x, mean, inverse)
 
-    def _scaled(self, gamma: Tensor | None, stack: Tensor) -> Tensor:
-        return stack if gamma is None else stack * self.affine(gamma, stack.dim() - 1)
+    def project(self, saved, weight, v):
+        x, mean, inverse = saved
+        v = v.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
+        settings = (*self._sizes(x), mean.shape[1], [True, False, False])
+        return aten.native_group_norm_backward(v, x, mean, inverse, weight, *settings)[0]
 
-    def _rows(self, stack: Tensor, rows: int) -> Tensor:
-        return stack.reshape(len(stack), rows, -1)
+    def broadcast(self, parameter, dims):
+        return channels(parameter, dims - 2)
 
-    def _reduced(self, product: Tensor, parameter: Tensor) -> Tensor:
-        return product.sum_to_size(self.affine(parameter, product.dim()).shape).view(parameter.shape)
+    def _sizes(self, x: Tensor) -> tuple[int, int, int]:
+        return (*x.shape[:2], math.prod(x.shape[2:]))
+
+
+def row_means(rows: Tensor) -> Tensor:
+    """Means over the last dimension, which stays."""
+    return rows.mean(-1, keepdim=True)
 
 
 def channels(statistic: Tensor, spatial: int) -> Tensor:
@@ -241,43 +292,19 @@ def batch_norm_module(layer, x, parameter):
     return batch_norm(x, *statistics, *affine, training, layer.momentum, layer.eps, batches)
 
 
-def last_dimensions(shape: Sequence[int], eps: float | None, centred: bool = True) -> Standardise:
-    """Statistics over the last dimensions, of this shape."""
-    shape = tuple(shape)
-
-    def groups(x: Tensor) -> int:
-        if tuple(x.shape[-len(shape) :]) != shape:
-            raise ValueError(f"the last dimensions of a normalised input must be {shape}, got {tuple(x.shape)}")
-        return math.prod(x.shape[: -len(shape)])
-
-    return Standardise(groups, lambda parameter, dims: parameter, eps, centred)
-
-
-def channel_groups(number: int | None, eps: float) -> Standardise:
-    """Statistics over groups of channels and all positions, by default over each channel."""
-
-    def groups(x: Tensor) -> int:
-        channels = x.shape[1]
-        if number is not None and channels % number:
-            raise ValueError(f"a normalised input must have a multiple of {number} channels, got {channels}")
-        return x.shape[0] * (channels if number is None else number)
-
-    return Standardise(groups, lambda parameter, dims: channels(parameter, dims - 2), eps)
-
-
 @function(functional.layer_norm, torch.layer_norm)
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
-    return Call(last_dimensions(normalized_shape, eps), (input,), (weight, bias))
+    return Call(LayerNorm(normalized_shape, eps), (input,), (weight, bias))
 
 
 @function(functional.rms_norm, torch.rms_norm)
 def rms_norm(input, normalized_shape, weight=None, eps=None):
-    return Call(last_dimensions(normalized_shape, eps, centred=False), (input,), (weight, None))
+    return Call(RootMeanSquareNorm(normalized_shape, eps), (input,), (weight,))
 
 
 @function(functional.group_norm, torch.group_norm)
 def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):
-    return Call(channel_groups(num_groups, eps), (input,), (weight, bias))
+    return Call(GroupNorm(num_groups, eps), (input,), (weight, bias))
 
 
 @function(functional.instance_norm)
@@ -295,7 +322,7 @@ def instance_norm(
         return batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
     if running_mean is not None:
         return "it updates running statistics of instances"
-    return Call(channel_groups(None, eps), (input,), (weight, bias))
+    return Call(GroupNorm(None, eps), (input,), (weight, bias))
 
 
 @module(nn.LayerNorm)

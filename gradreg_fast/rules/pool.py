@@ -89,7 +89,7 @@ class AveragePool(Rule):
 
     def pull(self, saved, parameters, u):
         (shape,) = saved
-        return (map_rows(lambda rows: self.backward(rows, shaped(rows, (len(rows), *shape[1:]))), u),)
+        return (map_rows(lambda rows: self.backward(rows, shaped(rows, (rows.shape[0], *shape[1:]))), u),)
 
     def push(self, saved, parameters, xdots):
         return map_rows(self.windows, xdots[0])

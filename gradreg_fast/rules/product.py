@@ -101,6 +101,13 @@ class Product(Multilinear):
     def transposed(self, operands, j, u):
         return unbroadcast(u * operands[1 - j], operands[j].shape)
 
+    def adjoint(self, saved, parameters, d, second):
+        operands = self._operands(saved, parameters)
+        if d is None or second is None or any(operand.shape != d.shape for operand in operands):
+            return super().adjoint(saved, parameters, d, second)
+        others = (operands[1 - j] for j in self._inputs())
+        return [d * other if s is None else s.addcmul_(d, other) for s, other in zip(second, others, strict=True)]
+
     def crossed(self, operands, j, u, i, xdot):
         product = dot_stacks(u, broadcastable(xdot, u.dim() - 1))
         return unbroadcast(product.unsqueeze(0), operands[j].shape).squeeze(0)
@@ -133,7 +140,8 @@ class MatrixProduct(Multilinear):
         u = u.reshape(len(u), *u.shape[1 : dims - 1], a.shape[-2], b.shape[-1])
         if j == 1 and b.dim() == 2:
             return (xdot.reshape(-1, a.shape[-1]).mT @ u.reshape(-1, u.shape[-1])).reshape(operands[1].shape)
-        product = (u @ xdot.mT if j == 0 else xdot.mT @ u).sum(0, keepdim=True)
+        product = u @ xdot.mT if j == 0 else xdot.mT @ u
+        product = product if len(product) == 1 else product.sum(0, keepdim=True)
         return unbroadcast(product, (a, b)[j].shape).reshape(operands[j].shape)
 
 

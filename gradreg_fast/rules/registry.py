@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from types import ModuleType
+
+import torch
+from torch.nn import functional
 
 from gradreg_fast.rules import (
     activation,
@@ -42,22 +46,41 @@ FILES = (
     shape,
 )
 
+SPELLINGS = {
+    getattr: "T",
+    operator.getitem: "x[...]",
+    **dict.fromkeys((operator.add, operator.iadd), "+"),
+    **dict.fromkeys((operator.sub, operator.isub), "-"),
+    **dict.fromkeys((operator.mul, operator.imul), "*"),
+    **dict.fromkeys((operator.truediv, operator.itruediv), "/"),
+    **dict.fromkeys((operator.pow, operator.ipow), "**"),
+    operator.matmul: "@",
+    functional.logsigmoid: "logsigmoid",
+    torch.special.expit: "special.expit",
+}
+
 __all__ = ["FUNCTIONS", "MODULES", "Call", "Parameter", "Plain", "Several", "Value", "collect", "fill", "table"]
 
 
 def table() -> str:
     """What has a rule, as Markdown: a line for each rule file, from the tables themselves."""
-    lines = ["| | modules | functions | methods |", "|---|---|---|---|"]
+    lines = ["| | modules of `torch.nn` | functions, methods and operators |", "|---|---|---|"]
     for file in FILES:
         title = file.__doc__.partition("\n")[0].partition(":")[0].rstrip(".")
         modules = {kind.__name__ for kind, entry in MODULES.items() if defined_in(entry, file)}
-        targets = [target for target, entry in FUNCTIONS.items() if defined_in(entry, file)]
-        functions = {target.__name__ for target in targets if not isinstance(target, str)}
-        methods = {target for target in targets if isinstance(target, str)}
-        lines.append(f"| {title} | {' | '.join(', '.join(sorted(names)) for names in (modules, functions, methods))} |")
+        functions = {spelled(target) for target, entry in FUNCTIONS.items() if defined_in(entry, file)}
+        cells = (", ".join(f"`{name}`" for name in sorted(names)) for names in (modules, functions))
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def defined_in(entry: Callable, file: ModuleType) -> bool:
     """Whether an entry is one of a rule file's."""
     return getattr(entry, "func", entry).__module__ == file.__name__
+
+
+def spelled(target: Callable | str) -> str:
+    """A function's or method's name; an in-place form has that of the plain one."""
+    if target in SPELLINGS:
+        return SPELLINGS[target]
+    return (target if isinstance(target, str) else target.__name__).strip("_").replace("linalg_", "linalg.")

@@ -108,7 +108,11 @@ class LinearMap(Rule):
 
     def pull(self, saved, parameters, u):
         shape, extras, rows = saved
-        return (map_members(lambda u: self.transpose(u, (len(u), *shape[1:]) if rows else shape, *extras), u, rows),)
+
+        def transpose(u):
+            return self.transpose(u, (u.shape[0], *shape[1:]) if rows else shape, *extras)
+
+        return (map_members(transpose, u, rows),)
 
     def push(self, saved, parameters, xdots):
         _, extras, rows = saved

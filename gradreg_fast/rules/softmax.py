@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.base import Rule, dot_stacks
 from gradreg_fast.rules.call import Call, function, module
 from gradreg_fast.rules.merge import Affine
 
@@ -41,32 +41,31 @@ class Softmax(Rule):
         p, dim = saved
         (v,) = xdots
         # <u, J v> is the covariance of u and v under p; its derivative is p times the centred product, centred again
-        product = (u - mean(p, u, dim + 1)) * (v - mean(p, v, dim + 1))
-        product = product.sum(0)  # [B, C, ...]
-        return (product.sub_(mean(p, product, dim)).mul_(p),)
+        product = dot_stacks(self.pull(saved, parameters, u)[0], v - mean(p, v, dim + 1))  # [B, C, ...]
+        return (product.addcmul_(p, product.sum(dim, keepdim=True), value=-1),)
 
 
 class LogSoftmax(Softmax):
-    """``y - log sum exp y`` over a dimension: ``J = 1 - 1 p^T``."""
+    """``z = y - log sum exp y`` over a dimension: ``J = 1 - 1 p^T``."""
 
     def forward(self, inputs, parameters, extras):
         (y,) = inputs
         z = torch.log_softmax(y, self.dim)
-        return z, (z.exp(), self.dim % y.dim())
+        return z, (z, self.dim % y.dim())
 
     def pull(self, saved, parameters, u):
-        p, dim = saved
-        return (u - p * u.sum(dim + 1, keepdim=True),)
+        z, dim = saved
+        return (aten._log_softmax_backward_data(u, z.expand_as(u), dim + 1, z.dtype),)
 
     def push(self, saved, parameters, xdots):
-        p, dim = saved
-        return xdots[0] - mean(p, xdots[0], dim + 1)
+        z, dim = saved
+        return xdots[0] - mean(z.exp(), xdots[0], dim + 1)
 
     def curvature(self, saved, parameters, u, xdots, gradients):
-        p, dim = saved
-        (v,) = xdots
-        centred = (v - mean(p, v, dim + 1)).mul_(u.sum(dim + 1, keepdim=True)).sum(0)
-        return (centred.mul_(p).neg_(),)
+        z, dim = saved
+        p, (v,) = z.exp(), xdots
+        projected = aten._softmax_backward_data(v, p.expand_as(v), dim + 1, p.dtype)  # p (v - mean of v)
+        return (dot_stacks(-u.sum(dim + 1, keepdim=True), projected),)
 
 
 def mean(p: Tensor, v: Tensor, dim: int) -> Tensor:

@@ -4,6 +4,8 @@ A name without an example here fails `test_complete`. Layers with many options h
 """
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from torch.nn import functional
 
 import gradreg_fast
 from gradreg_fast import tracing
-from gradreg_fast.rules.registry import FUNCTIONS, MODULES
+from gradreg_fast.convert import graph_of
+from gradreg_fast.rules.registry import FUNCTIONS, MODULES, spelled, table
 from gradreg_fast.signature import ONE_TENSOR
 from tests.parity import (
     assert_primitives,
@@ -20,6 +23,7 @@ from tests.parity import (
     evaluate,
     jacobian_sqnorm,
     opaque_reasons,
+    recorded_gradient,
     value_and_vjp,
 )
 
@@ -189,6 +193,8 @@ CALLS = calls() | {
     "power, few": (VECTOR, lambda h, t: h**1 + h**0 + (h + 2) ** 0.5 + (h + 2) ** -1),
     "softmax": (SEQUENCE, lambda h, t: functional.softmax(h, 1) * torch.softmax(h, dim=-1)),
     "softmax method": (SEQUENCE, lambda h, t: h.softmax(2) + h.log_softmax(1)),
+    "softmax over samples": (VECTOR, lambda h, t: h.softmax(0)),
+    "log softmax over samples": (VECTOR, lambda h, t: h.log_softmax(-2)),
     "log softmax": (SEQUENCE, lambda h, t: functional.log_softmax(h, 1) * torch.log_softmax(h, dim=-1)),
     "softmin": (SEQUENCE, lambda h, t: functional.softmin(h, 1)),
     "sum": (SEQUENCE, lambda h, t: torch.sum(h, 1) + h.sum(dim=(1,))),
@@ -481,3 +487,43 @@ def test_complete():
     assert set(FUNCTIONS) - targets == {functional.hardsigmoid}
     modules = {type(module) for _, make in LAYERS.values() for module in make().modules()}
     assert set(MODULES) - modules == {nn.Hardsigmoid}
+
+
+def unmixed(make, shape):
+    """The graph of a function alone, whether a sample's result depends on another sample, and whether it bends."""
+    torch.manual_seed(0)
+    model, h = make(), torch.randn(3, *shape).tanh().requires_grad_()
+
+    def value(h):
+        torch.manual_seed(1)
+        return model(h)
+
+    y = value(h)
+    if len(y) != 3:
+        return graph_of(model), True, None
+    own = recorded_gradient(y[0].sum(), h, torch.ones(()))
+    mixes = bool(own[1:].count_nonzero())
+    g = recorded_gradient(y, h, torch.randn_like(y))
+    bends = g.requires_grad and bool(recorded_gradient(g, h, torch.randn_like(g)).count_nonzero())
+    return graph_of(model), mixes, bends
+
+
+@pytest.mark.parametrize("name", [*LAYERS, *CALLS])
+def test_flags(name):
+    """Where a graph claims to be piecewise linear, or to keep samples apart, it is: savings rest on it."""
+    shape, given = LAYERS.get(name) or CALLS[name]
+    make = (lambda: randomised(given())) if name in LAYERS else (lambda: Function(given))
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        graph, mixes, bends = unmixed(make, shape)
+    assert graph.couples_samples or not mixes
+    assert bends is None or graph.curvature_free == (not bends)
+
+
+def test_the_documentation_names_every_rule():
+    """The README's table is the registry's, and names each module, function and method."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    written = readme.partition("<!-- rules:")[2].partition("-->")[2].partition("<!-- end of rules -->")[0]
+    assert written.strip() == table()
+    names = set(re.findall(r"`([^`]+)`", table()))
+    assert {kind.__name__ for kind in MODULES if kind.__module__.startswith("torch.")} <= names
+    assert {spelled(target) for target in FUNCTIONS} <= names

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <torch/csrc/stable/device.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -39,9 +40,12 @@ inline std::optional<torch::stable::Tensor> as_contiguous(const std::optional<to
     return tensor ? std::optional(as_contiguous(*tensor)) : std::nullopt;
 }
 
+inline const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+
 inline void check_shape(const torch::stable::Tensor& tensor, std::initializer_list<int64_t> shape,
-                        torch::headeronly::ScalarType type, const char* name) {
-    STD_TORCH_CHECK(tensor.is_cpu(), name, " must be on the CPU");
+                        torch::headeronly::ScalarType type, const char* name,
+                        const torch::stable::Device& device = cpu) {
+    STD_TORCH_CHECK(tensor.is_cpu() ? device.is_cpu() : tensor.device() == device, name, " is on the wrong device");
     STD_TORCH_CHECK(tensor.scalar_type() == type, name, " has the wrong dtype");
     STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
     bool fits = tensor.dim() == int64_t(shape.size());
@@ -52,8 +56,9 @@ inline void check_shape(const torch::stable::Tensor& tensor, std::initializer_li
 }
 
 inline void check_shape(const std::optional<torch::stable::Tensor>& tensor, std::initializer_list<int64_t> shape,
-                        torch::headeronly::ScalarType type, const char* name) {
-    if (tensor) check_shape(*tensor, shape, type, name);
+                        torch::headeronly::ScalarType type, const char* name,
+                        const torch::stable::Device& device = cpu) {
+    if (tensor) check_shape(*tensor, shape, type, name, device);
 }
 
 // Uninitialised memory, aligned to lines of the cache.

@@ -1,0 +1,175 @@
+// The MLP operations on CUDA devices: checks, memory and launches around the kernels of mlp.cuh.
+
+#include "cuda/mlp.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "common/mlp_arguments.h"
+#include "cuda/tensors.h"
+
+namespace gradreg_fast::cuda {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+// Sums of numbers of a type have this one.
+ScalarType wide(ScalarType type) {
+    return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// `settings` may have one number more than two a layer: whether products of float32 may round their factors to TF32.
+bool take_tf32(std::vector<double>& settings) {
+    if (settings.size() % 2 == 0) return false;
+    const bool allowed = settings.back() != 0;
+    settings.pop_back();
+    return allowed;
+}
+
+CheckedNetwork checked(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<int64_t>& kinds,
+                       const std::vector<double>& settings) {
+    return {x,
+            weights,
+            kinds,
+            settings,
+            {ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half},
+            most_layers};
+}
+
+template <class S>
+void describe(const CheckedNetwork& given, const Tensor& x, const Optional& cotangent, const CheckedTarget& target,
+              int64_t stack, bool unit_seed, Network<S>& network) {
+    network.depth = int(given.depth());
+    network.stack = int(stack);
+    network.rows = x.size(0);
+    network.unit_seed = unit_seed;
+    network.x = data<S>(x);
+    network.cotangent = data<S>(cotangent);
+    network.target = target.as<S>();
+    for (int l = 0; l < network.depth; ++l) {
+        Layer<S>& layer = network.layers[l];
+        layer.inputs = int(given.weights[l].size(1));
+        layer.outputs = int(given.weights[l].size(0));
+        layer.kind = Kind(given.kinds[l]);
+        layer.settings = {given.settings[2 * l], given.settings[2 * l + 1]};
+        layer.weight = data<S>(given.weights[l]);
+    }
+}
+
+// Calls function with the kind of products, and a number of the storage, for a dtype.
+template <class Function>
+void with_arithmetic(ScalarType type, bool tf32, Function&& function) {
+    switch (type) {
+        case ScalarType::Double:
+            return function((Exact<double>*)nullptr, double());
+        case ScalarType::BFloat16:
+            return function((Halves<BFloat16>*)nullptr, BFloat16());
+        case ScalarType::Half:
+            return function((Halves<Float16>*)nullptr, Float16());
+        default:
+            return tf32 ? function((TF32*)nullptr, float()) : function((Exact<float>*)nullptr, float());
+    }
+}
+
+void check_plan(bool fits) {
+    STD_TORCH_CHECK(fits, "the network's layers are too wide for this device's shared memory");
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional cotangent, Optional target,
+                                                            Optional offset, std::vector<Tensor> weights,
+                                                            std::vector<Optional> biases, std::vector<int64_t> kinds,
+                                                            std::vector<double> settings, int64_t loss, int64_t stack,
+                                                            bool unit_seed, bool keep) {
+    const bool tf32 = take_tf32(settings);
+    const CheckedNetwork network = checked(x, weights, kinds, settings);
+    const OnDevice device(x);
+    const CheckedTarget goal = network.check_forward_pull(x, cotangent, target, offset, biases, loss, stack, unit_seed);
+    const int64_t rows = x.size(0);
+    Tensor y = torch::stable::new_empty(x, {rows, network.outputs()});
+    Tensor g = torch::stable::new_empty(x, {stack, rows, x.size(1)});
+    Tensor norms = torch::stable::new_empty(x, {rows}, wide(network.type));
+    Optional kept;
+    with_arithmetic(network.type, tf32, [&](auto* name, auto number) {
+        using S = decltype(number);
+        ForwardPull<S> p{};
+        describe(network, x, cotangent, goal, stack, unit_seed, p);
+        for (int l = 0; l < p.depth; ++l)
+            p.layers[l].bias = data<S>(biases[l]);
+        p.keep = keep;
+        p.offset = data<S>(offset);
+        p.y = mutable_data<S>(y);
+        p.g = mutable_data<S>(g);
+        p.norms = mutable_data<Wide<S>>(norms);
+        Plan plan;
+        check_plan(plan_tiles(p, false, current_device(), plan));
+        kept = torch::stable::new_empty(x, {keep ? kept_size(p) : 0});
+        Optional states;  // a stream's memory is not used again before its kernels are done
+        if (keep) {
+            place_kept(p, mutable_data<S>(*kept));
+        } else {
+            states = torch::stable::new_empty(x, {states_size(p, plan)});
+            place_states(p, plan, mutable_data<S>(*states));
+        }
+        using Arithmetic = std::remove_pointer_t<decltype(name)>;
+        if (rows) launch_forward_pull<Arithmetic>(p, plan, device.stream());
+    });
+    return {y, g, norms, *kept};
+}
+
+std::vector<Tensor> mlp_push_adjoint(Tensor x, Optional cotangent, Optional target, Tensor kept,
+                                     std::vector<Tensor> weights, std::vector<int64_t> kinds,
+                                     std::vector<double> settings, int64_t loss, int64_t stack, bool unit_seed,
+                                     Optional ybar, Optional gbar, Optional norm_weights, std::vector<int64_t> wanted) {
+    const bool tf32 = take_tf32(settings);
+    const CheckedNetwork network = checked(x, weights, kinds, settings);
+    const OnDevice device(x);
+    const CheckedTarget goal = network.check_push_adjoint(x, cotangent, target, kept, ybar, gbar, norm_weights,
+                                                          wide(network.type), loss, stack, wanted);
+    const int64_t rows = x.size(0);
+    std::vector<Tensor> results;
+    with_arithmetic(network.type, tf32, [&](auto* name, auto number) {
+        using S = decltype(number);
+        PushAdjoint<S> p{};
+        describe(network, x, cotangent, goal, stack, unit_seed, p);
+        STD_TORCH_CHECK(kept.numel() == kept_size(p), "kept is not what mlp_forward_pull returned for these tensors");
+        place_kept(p, const_cast<S*>(data<S>(kept)));
+        p.ybar = data<S>(ybar);
+        p.gbar = data<S>(gbar);
+        p.norm_weights = data<Wide<S>>(norm_weights);
+        const auto result = [&](int64_t flag, std::initializer_list<int64_t> shape) -> S* {
+            if (!flag) return nullptr;
+            results.push_back(torch::stable::new_empty(x, shape));
+            return mutable_data<S>(results.back());
+        };
+        p.xbar = result(wanted[0], {rows, x.size(1)});
+        p.cotangent_bar = result(wanted[1], {stack, rows, network.outputs()});
+        for (int l = 0; l < p.depth; ++l) {
+            Layer<S>& layer = p.layers[l];
+            layer.weight_gradient = result(wanted[2 + 2 * l], {layer.outputs, layer.inputs});
+            layer.bias_gradient = result(wanted[3 + 2 * l], {layer.outputs});
+        }
+        Plan plan;
+        check_plan(plan_push_adjoint(p, gbar.has_value(), current_device(), plan));
+        const int64_t bytes = place_workspace(p, nullptr);
+        Tensor workspace = torch::stable::new_empty(x, {bytes}, ScalarType::Byte);
+        place_workspace(p, mutable_data<char>(workspace));
+        using Arithmetic = std::remove_pointer_t<decltype(name)>;
+        launch_push_adjoint<Arithmetic>(p, plan, device.stream());
+    });
+    return results;
+}
+
+}  // namespace
+}  // namespace gradreg_fast::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(gradreg_fast, CUDA, library) {
+    library.impl("mlp_forward_pull", TORCH_BOX(&gradreg_fast::cuda::mlp_forward_pull));
+    library.impl("mlp_push_adjoint", TORCH_BOX(&gradreg_fast::cuda::mlp_push_adjoint));
+}

@@ -1,0 +1,30 @@
+// The MLP operations for one kind of products; each file that includes this instantiates them for another.
+
+#pragma once
+
+#include "cuda/mlp.cuh"
+#include "cuda/start.cuh"
+
+namespace gradreg_fast::cuda {
+
+// `launch` of `run_...`.
+struct Launcher {
+    void* stream;
+
+    template <class Kernel, class Parameters>
+    void operator()(Kernel kernel, int columns, int rows, int shared_bytes, const Parameters& parameters) const {
+        start(kernel, {unsigned(columns), unsigned(rows), 1}, threads, shared_bytes, stream, parameters);
+    }
+};
+
+template <class Arithmetic, class S>
+void launch_forward_pull(const ForwardPull<S>& p, const Plan& plan, void* stream) {
+    run_forward_pull<Arithmetic>(p, plan, Launcher{stream});
+}
+
+template <class Arithmetic, class S>
+void launch_push_adjoint(const PushAdjoint<S>& p, const Plan& plan, void* stream) {
+    run_push_adjoint<Arithmetic>(p, plan, Launcher{stream});
+}
+
+}  // namespace gradreg_fast::cuda

@@ -1,0 +1,24 @@
+#include <cuda_runtime.h>
+
+#include "cuda/mlp.h"
+#include "cuda/runtime.h"
+#include "cuda/start.cuh"
+
+namespace gradreg_fast::cuda {
+
+const char* problem() {
+    int devices = 0;
+    const cudaError_t error = cudaGetDeviceCount(&devices);
+    return error == cudaSuccess ? "" : cudaGetErrorString(error);
+}
+
+Device current_device() {
+    Device device;
+    int index = 0;
+    check(cudaGetDevice(&index));
+    check(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index));
+    check(cudaDeviceGetAttribute(&device.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
+    return device;
+}
+
+}  // namespace gradreg_fast::cuda

@@ -1,0 +1,44 @@
+// Starting kernels, and from a tensor's dtype to the type of its numbers.
+
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+#include "cuda/numbers.h"
+#include "cuda/types.h"
+
+namespace gradreg_fast::cuda {
+
+#if defined(__CUDACC__)
+inline void check(cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
+// Starts a kernel on a stream; no waiting.
+template <class... Parameters, class... Arguments>
+void start(void (*kernel)(Parameters...), dim3 blocks, unsigned threads, size_t shared_bytes, void* stream,
+           const Arguments&... arguments) {
+    if (shared_bytes > 48 << 10)  // what every kernel may have
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
+    kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+    check(cudaGetLastError());
+}
+#endif  // tests have their own
+
+// Calls function with a number of this type.
+template <class Function>
+void with_type(Type type, Function&& function) {
+    switch (type) {
+        case Type::Float32:
+            return function(float());
+        case Type::Float64:
+            return function(double());
+        case Type::BFloat16:
+            return function(BFloat16());
+        case Type::Float16:
+            return function(Float16());
+    }
+}
+
+}  // namespace gradreg_fast::cuda

@@ -1,0 +1,58 @@
+// What operations on CUDA tensors need to get to pointers and a stream.
+
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+#include "cuda/types.h"
+
+// Only a torch with CUDA has it.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream) __attribute__((weak));
+
+namespace gradreg_fast::cuda {
+
+// Makes a tensor's device the current one for as long as it lives, and tells its current stream.
+class OnDevice {
+  public:
+    explicit OnDevice(const torch::stable::Tensor& tensor) {
+        if (tensor.is_cpu()) return;  // in tests
+        const auto index = tensor.get_device_index();
+        guard.emplace(index);
+        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
+    }
+    void* stream() const { return current; }
+
+  private:
+    std::optional<torch::stable::accelerator::DeviceGuard> guard;
+    void* current = nullptr;
+};
+
+inline Type type_of(const torch::stable::Tensor& tensor, const char* name) {
+    using torch::headeronly::ScalarType;
+    switch (tensor.scalar_type()) {
+        case ScalarType::Float:
+            return Type::Float32;
+        case ScalarType::Double:
+            return Type::Float64;
+        case ScalarType::BFloat16:
+            return Type::BFloat16;
+        case ScalarType::Half:
+            return Type::Float16;
+        default:
+            STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16");
+    }
+}
+
+// Raises unless the tensor's numbers fill one piece of memory, in whatever order.
+inline void check_without_gaps(const torch::stable::Tensor& tensor, const char* name) {
+    int64_t span = 1;
+    for (int64_t dimension = 0; dimension < tensor.dim(); ++dimension)
+        span += (tensor.size(dimension) - 1) * tensor.stride(dimension);
+    STD_TORCH_CHECK(tensor.numel() == 0 || span == tensor.numel(), name, " must have no gaps");
+}
+
+}  // namespace gradreg_fast::cuda

@@ -1,0 +1,66 @@
+"""Activations by compiled passes: every sweep reads each operand once and writes each result once."""
+
+import torch
+from torch import Tensor
+
+from gradreg_fast.rules.activation import Activation
+from gradreg_fast.rules.base import is_channels_last
+
+FROM_MASK = (1, 2)  # kinds whose slope is one bit
+FROM_RESULT = (4, 5)  # kinds with `from_output` in csrc/common/activation.h, and curvature
+
+
+class ActivationPasses(Activation):
+    """``y = phi(z)``; keeps one bit a number where phi is piecewise linear, else y or z alone.
+
+    Args:
+        activation: the rule in PyTorch lines.
+        kind: number of phi in csrc/common/activation.h.
+        settings: of phi.
+    """
+
+    def __init__(self, activation: Activation, kind: int, settings: tuple[float, float]) -> None:
+        self.curvature_free = activation.curvature_free
+        self.meets_below = activation.meets_below
+        self.phi = kind, settings
+
+    def evaluate(self, z):
+        z = z if z.is_contiguous() or is_channels_last(z) else z.contiguous()
+        y, mask = torch.ops.gradreg_fast.activate(z, *self.phi, self.phi[0] in FROM_MASK)
+        kept = mask if self.phi[0] in FROM_MASK else y if self.phi[0] in FROM_RESULT else z
+        return y, (kept, z.shape, z.stride())
+
+    def slope(self, saved, v):
+        kept, shape, strides = saved
+        return torch.ops.gradreg_fast.activation_slope(kept, laid_out(v, shape, strides), shape.numel(), *self.phi)
+
+    def bend(self, saved, w):
+        return self._bend(saved, None, w)
+
+    def slope_and_bend(self, saved, d, w):
+        return self._bend(saved, d, w)
+
+    def curvature(self, saved, parameters, u, xdots, gradients):
+        return self.meet(saved, parameters, u, xdots, gradients, push=False)[0]
+
+    def meet(self, saved, parameters, u, xdots, gradients, push):
+        if self.curvature_free:
+            return (None,), self.slope(saved, xdots[0]) if push else None
+        kept, shape, strides = saved
+        stacks = [laid_out(stack, shape, strides) for stack in (u[0] if self.meets_below else u, xdots[0])]
+        w, *ydot = torch.ops.gradreg_fast.activation_meet(kept, *stacks, *self.phi, push)
+        return (w,), ydot[0] if push else None
+
+    def _bend(self, saved, d, w):
+        kept, shape, strides = saved
+        d, w = (None if term is None else laid_out(term, shape, strides) for term in (d, w))
+        return torch.ops.gradreg_fast.activation_bend(kept, d, w, *self.phi, self.meets_below)
+
+
+def laid_out(tensor: Tensor, shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
+    """Values ``[B, ...]`` or a stack ``[K, B, ...]`` of them, each member with these strides, without gaps."""
+    stacked = tensor.dim() > len(shape)
+    wanted = (shape.numel(), *strides) if stacked else strides
+    if tensor.stride() == wanted or (stacked and len(tensor) == 1 and tensor.stride()[1:] == strides):
+        return tensor
+    return torch.empty_strided(tensor.shape, wanted, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

@@ -1,0 +1,53 @@
+"""The GPU script's own measurements, on the CPU with small sizes, and what it does when time is short."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+from benchmarks.gpu.crossover import widest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command, **options):
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+@pytest.mark.parametrize("name, columns", [("ceilings", {"bytes", "share"}), ("crossover", {"kernel_ms", "lines_ms"})])
+def test_measurements_leave_their_results(tmp_path, name, columns):
+    command = [sys.executable, "-m", f"benchmarks.gpu.{name}", "--quick", "--device", "cpu", "--out", str(tmp_path)]
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    if name == "crossover" and "no kernels" in done.stdout:
+        pytest.skip(done.stdout)
+    results = json.loads((tmp_path / f"{name}.json").read_text())
+    assert results["kind"] == name and results["environment"]["versions"]["torch"]
+    with (tmp_path / f"{name}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(results["rows"]) > 0 and columns <= rows[0].keys()
+    assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_crossover_is_where_kernels_fall_behind_for_the_first_time():
+    ratios = {16: 3.0, 32: 1.5, 64: 0.8, 128: 1.2}
+    rows = [{"dtype": "float32", "width": w, "rows": 1, "kernel_ms": 1.0, "lines_ms": r} for w, r in ratios.items()]
+    assert widest(rows, "float32") == 32
+    assert widest([row | {"lines_ms": 0.5} for row in rows], "float32") == 0
+
+
+def test_the_script_ends_in_time_and_says_what_it_left_out(tmp_path):
+    env = {**os.environ, "PYTHON": sys.executable}
+    done = run("bash", "benchmarks/gpu/run.sh", str(tmp_path), "--minutes", "0", "--dry-run", env=env)
+    assert done.returncode == 0, done.stderr
+    steps = list(csv.DictReader((tmp_path / "steps.csv").open()))
+    assert [step["step"] for step in steps][:3] == ["build", "parity-kernels", "ceilings"]
+    assert {step["status"] for step in steps} == {"no time left", "no compute-sanitizer"}
+    assert run("bash", "benchmarks/gpu/run.sh", str(tmp_path), "--wrong").returncode == 2

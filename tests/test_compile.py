@@ -1,0 +1,140 @@
+"""Training steps under ``torch.compile(fullgraph=True)``: the numbers of the uncompiled step, few compilations."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import gradreg_fast
+from gradreg_fast import functional
+from gradreg_fast.modules import WithPenalty
+
+
+def mlp(outputs=1, activation=nn.Tanh):
+    return nn.Sequential(nn.Linear(5, 16), activation(), nn.Linear(16, outputs)).double()
+
+
+def convolutional(normalised=False):
+    inner = [nn.BatchNorm2d(4), nn.Dropout(0.0)] if normalised else [nn.ReLU(), nn.MaxPool2d(2)]
+    size = 144 if normalised else 36
+    return nn.Sequential(nn.Conv2d(3, 4, 3), *inner, nn.Tanh(), nn.Flatten(), nn.Linear(size, 1)).double()
+
+
+def rows(B=7):
+    return torch.randn(B, 5, dtype=torch.float64)
+
+
+def images(B=7):
+    return torch.randn(B, 3, 8, 8, dtype=torch.float64)
+
+
+def joined(result):
+    outputs, penalty = result
+    return torch.cat(outputs), penalty
+
+
+CLASSES = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+CALLS = {
+    "double_backprop": (lambda: mlp(3), lambda model, x: functional.double_backprop(model, x, CLASSES), rows),
+    "jacobian_frobenius": (lambda: mlp(3), functional.jacobian_frobenius, rows),
+    "estimate": (lambda: mlp(3), lambda model, x: functional.jacobian_frobenius(model, x, 2), rows),
+    "contractive": (lambda: mlp(3), functional.contractive, rows),
+    "jacobian_softmax": (lambda: mlp(3), functional.jacobian_softmax, rows),
+    "spectral_projection": (lambda: mlp(3), functional.spectral_projection, rows),
+    "gradient_penalty": (mlp, functional.gradient_penalty, rows),
+    "dragan": (mlp, functional.dragan, rows),
+    "r1": (lambda: mlp(1, nn.LeakyReLU), functional.r1, rows),
+    "r1_r2": (mlp, lambda model, x: joined(functional.r1_r2(model, x, x.detach() + 1)), rows),
+    "eikonal": (lambda: mlp(1, nn.Softplus), functional.eikonal, rows),
+    "gradient_matching": (mlp, lambda model, x: functional.gradient_matching(model, x, x.detach().flip(0)), rows),
+    "confidence_penalty": (lambda: mlp(3), functional.confidence_penalty, rows),
+    "value_and_vjp": (lambda: mlp(3), gradreg_fast.value_and_vjp, rows),
+    "jacobian_sqnorm": (lambda: mlp(3), gradreg_fast.jacobian_sqnorm, rows),
+    "recompute": (mlp, lambda model, x: functional.r1(model, x, save="recompute"), rows),
+    "WithPenalty": (lambda: WithPenalty(mlp(), "r1"), lambda model, x: model(x), rows),
+    "convolutions": (convolutional, functional.jacobian_frobenius, images),
+    "batch normalisation": (lambda: convolutional(True), functional.gradient_penalty, images),
+}
+
+
+def step(call, model, x):
+    y, penalty = call(model, x)
+    return y.square().mean() + penalty.square().mean()
+
+
+def numbers(step, model, x):
+    """The loss, all gradients and the buffers after a step."""
+    torch.manual_seed(3)
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    loss = step(model, x)
+    loss.backward()
+    gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in (x, *model.parameters())]
+    return [loss.detach(), *gradients, *model.buffers()]
+
+
+def assert_same(mine, wanted):
+    for a, b in zip(mine, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_function(name, each_backend):
+    make, call, inputs = CALLS[name]
+    model, x = make(), inputs()
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(lambda model, x: step(call, model, x), fullgraph=True, backend="aot_eager")
+    assert_same(numbers(compiled, model, x), numbers(lambda model, x: step(call, model, x), twin, x))
+
+
+@pytest.mark.parametrize("name", ["r1", "double_backprop", "convolutions"])
+def test_batches_of_every_size(name, each_backend):
+    """At most one compilation for each form of call, whatever the batch."""
+    make, call, inputs = CALLS[name]
+    if name == "double_backprop":
+        call = lambda model, x: functional.double_backprop(model, x, torch.zeros(x.shape[0], dtype=torch.long))  # noqa: E731
+    model = make()
+    compiled = torch.compile(lambda model, x: step(call, model, x), fullgraph=True, backend="aot_eager", dynamic=True)
+    for B in (7, 9, 12, 20):
+        x = inputs(B)
+        assert_same(numbers(compiled, model, x), numbers(lambda model, x: step(call, model, x), model, x))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+def test_what_a_graph_depends_on_is_guarded():
+    """Another model, another mode: never the first one's graph."""
+    compiled = torch.compile(lambda model, x: step(functional.r1, model, x), fullgraph=True, backend="aot_eager")
+    gentle, steep = (nn.Sequential(nn.Linear(5, 4), nn.LeakyReLU(slope), nn.Linear(4, 1)) for slope in (0.1, 0.9))
+    dropping = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+    x = torch.randn(6, 5)
+    for model in (gentle, steep, dropping.train(), dropping.eval()):
+        for mine, wanted in zip(
+            numbers(compiled, model, x), numbers(lambda model, x: step(functional.r1, model, x), model, x), strict=True
+        ):
+            torch.testing.assert_close(mine, wanted)
+
+
+def test_frozen_parameters():
+    model, x = mlp(), rows()
+    model[0].weight.requires_grad_(False)
+    compiled = torch.compile(lambda model, x: step(functional.r1, model, x), fullgraph=True, backend="aot_eager")
+    assert_same(numbers(compiled, model, x), numbers(lambda model, x: step(functional.r1, model, x), model, x))
+
+
+def test_inductor(each_backend):
+    def train(model, x):
+        y, penalty = functional.double_backprop(model, x, CLASSES)
+        return nn.functional.cross_entropy(y, CLASSES) + 0.1 * penalty
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
+    x = torch.randn(7, 3, 8, 8)
+    mine = numbers(torch.compile(train, fullgraph=True), model, x)
+    for a, b in zip(mine, numbers(train, model, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
