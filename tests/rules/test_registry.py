@@ -15,7 +15,7 @@ from torch.nn import functional
 import gradreg_fast
 from gradreg_fast import tracing
 from gradreg_fast.convert import graph_of
-from gradreg_fast.rules.registry import FUNCTIONS, MODULES, spelled, table
+from gradreg_fast.rules.registry import FUNCTIONS, MODULES, NAMED, spelled, table
 from gradreg_fast.signature import ONE_TENSOR
 from tests.parity import (
     assert_primitives,
@@ -239,6 +239,7 @@ CALLS = calls() | {
         VECTOR,
         lambda h, t: torch.divide(h, 2 + h) + torch.true_divide(h, 3 + h * h) + h.div(4) + h.divide(2),
     ),
+    "div by a parameter": (VECTOR, lambda h, t: (h - t.c) / t.p + torch.div(h.sum(1, keepdim=True), t.p)),
     "div in place": (VECTOR, lambda h, t: (h * 2).div_(2 + h) + t.p / (2 + h)),
     "matrix product": (SEQUENCE, lambda h, t: torch.matmul(h, t.m) + h @ t.m + h.matmul(t.m)),
     "matrix product, two branches": (SEQUENCE, lambda h, t: h @ (h * h).transpose(1, 2)),
@@ -485,6 +486,7 @@ def test_complete():
         traced = tracing._Tracer(root).trace(root)
         targets |= {node.target for node in traced.nodes}
     assert set(FUNCTIONS) - targets == {functional.hardsigmoid}
+    assert set(NAMED) == {"timm.layers.drop.DropPath", "torchvision.ops.stochastic_depth.StochasticDepth"}  # test_merge
     modules = {type(module) for _, make in LAYERS.values() for module in make().modules()}
     assert set(MODULES) - modules == {nn.Hardsigmoid}
 
@@ -526,4 +528,5 @@ def test_the_documentation_names_every_rule():
     assert written.strip() == table()
     names = set(re.findall(r"`([^`]+)`", table()))
     assert {kind.__name__ for kind in MODULES if kind.__module__.startswith("torch.")} <= names
+    assert set(NAMED) <= names
     assert {spelled(target) for target in FUNCTIONS} <= names
