@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradreg_fast.rules.base import Rule, stacked
-from gradreg_fast.rules.call import FUNCTIONS, MODULES, Call, Parameter, Several, function, module
+from gradreg_fast.rules.call import FUNCTIONS, Call, Parameter, Several, function, module, submodule
 from gradreg_fast.rules.index import select
 from gradreg_fast.rules.linear import linear
 from gradreg_fast.rules.merge import add
@@ -284,12 +284,11 @@ def encoder_layer(layer, x, parameter, src_mask=None, src_key_padding_mask=None,
     if activation is None:
         return "its activation has no rule"
 
-    def part(name, *inputs):
-        entry = MODULES[type(getattr(layer, name))]
-        return entry(getattr(layer, name), *inputs, parameter=lambda of: parameter(f"{name}.{of}"))
+    def part(name, x):
+        return submodule(layer, name, parameter, x)
 
     def attend(x):
-        several = part("self_attn", x, x, x)
+        several = submodule(layer, "self_attn", parameter, x, x, x)
         return several if isinstance(several, str) else part("dropout1", several.call)
 
     def feed_forward(x):
@@ -313,4 +312,4 @@ def encoder(stack, x, parameter, mask=None, src_key_padding_mask=None, is_causal
         x = encoder_layer(layer, x, parameter=lambda of, i=i: parameter(f"layers.{i}.{of}"))
         if isinstance(x, str):
             return x
-    return x if stack.norm is None else MODULES[type(stack.norm)](stack.norm, x, lambda of: parameter(f"norm.{of}"))
+    return x if stack.norm is None else submodule(stack, "norm", parameter, x)

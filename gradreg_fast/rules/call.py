@@ -110,6 +110,19 @@ def entry_of(kind: type[nn.Module]) -> Callable[..., Call | Several | str] | Non
     return MODULES.get(kind) or NAMED.get(f"{kind.__module__}.{kind.__qualname__}")
 
 
+def submodule(layer: nn.Module, name: str, parameter: Callable, *inputs) -> Call | Several | str:
+    """What the entry of a layer's submodule makes of these inputs.
+
+    Raises:
+        LookupError: if it has none.
+    """
+    child = getattr(layer, name)
+    entry = entry_of(type(child))
+    if entry is None:
+        raise LookupError(f"its {name} has no rule")
+    return entry(child, *inputs, parameter=lambda of: parameter(f"{name}.{of}"))
+
+
 def each(setting, dims: int) -> list[int]:
     """A number for each dimension, or the given ones."""
     return [setting] * dims if isinstance(setting, (int, float)) else list(setting)
