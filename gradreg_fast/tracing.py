@@ -21,7 +21,17 @@ from torch.utils import checkpoint
 from gradreg_fast.fuse import fuse
 from gradreg_fast.graph import Given, Graph, Node, PlainValue, Reweighted, Slot, Upstream, slot_of
 from gradreg_fast.rules.opaque import Opaque
-from gradreg_fast.rules.registry import FUNCTIONS, MODULES, Call, Parameter, Plain, Several, Value, collect, fill
+from gradreg_fast.rules.registry import (
+    FUNCTIONS,
+    Call,
+    Parameter,
+    Plain,
+    Several,
+    Value,
+    collect,
+    entry_of,
+    fill,
+)
 from gradreg_fast.signature import Signature
 from gradreg_fast.snapshot import has_hooks, reweighted
 
@@ -93,7 +103,7 @@ def rule_type(module: nn.Module) -> type[nn.Module] | None:
     kind = type(module)
     if parametrize.is_parametrized(module):
         kind = kind.__base__
-    return kind if kind in MODULES else None
+    return kind if entry_of(kind) else None
 
 
 @contextmanager
@@ -371,7 +381,7 @@ class _Converter:
         kind, reason = rule_type(module), next(filter(None, map(why_opaque, module.modules())), None)
         if reason is None and kind is not None:
             own = {"parameter": lambda name: self.parameter(f"{node.target}.{name}")}
-            call = _entered(MODULES[kind], (module, *arguments), {**keywords, **own})
+            call = _entered(entry_of(kind), (module, *arguments), {**keywords, **own})
             if isinstance(call, Several):
                 return call
             if not isinstance(call, str):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradreg_fast.rules.base import Rule, stacked
-from gradreg_fast.rules.call import FUNCTIONS, MODULES, Call, Parameter, Several, function, module
+from gradreg_fast.rules.call import FUNCTIONS, Call, Parameter, Several, function, module, submodule
 from gradreg_fast.rules.index import select
 from gradreg_fast.rules.linear import linear
 from gradreg_fast.rules.merge import add
@@ -56,17 +56,19 @@ class Attention(Rule):
 
     def forward(self, inputs, parameters, extras):
         q, k, v = inputs
+        shapes = tuple(x.shape for x in inputs)
+        blocks = Blocks(self, (shapes, None, None, None), parameters[0])
+        matrices = blocks.q, blocks.k, blocks.v = blocks.of_operands(inputs)
         if k.shape[-2] <= KEPT_KEYS * q.shape[-1]:
-            blocks = Blocks(self, inputs, parameters[0])
             y, P = blocks.empty_result(), q.new_empty(*blocks.q.shape[:2], blocks.k.shape[1])
             for queries, keys, block in blocks:
                 P[(*queries, keys[1])] = block
                 y[queries] = block @ blocks.v[keys]
-            return blocks.like_result(y), (q, k, v, P)
+            return blocks.like_result(y), (shapes, *matrices, P)
         y = functional.scaled_dot_product_attention(
             q, k, v, parameters[0], 0.0, self.causal, scale=self.scale, enable_gqa=self.grouped
         )
-        return y, (q, k, v)
+        return y, (shapes, *matrices)
 
     def pull(self, saved, parameters, u):
         blocks = Blocks(self, saved, parameters[0])
@@ -139,18 +141,17 @@ class Blocks:
     """The operands as matrices ``[N, length, features]``, all leading dimensions in one; iterates over blocks of P."""
 
     def __init__(self, rule: Attention, saved: Sequence[Tensor], mask: Tensor | None) -> None:
-        saved, self.kept = saved[:3], saved[3:]
-        self.shapes = [x.shape for x in saved]
-        self.repeats = [1, 1, 1]
-        if rule.grouped:
-            self.repeats = [saved[0].shape[-3] // x.shape[-3] for x in saved]
-        self.leading = torch.broadcast_shapes(*(self._repeated(x, j).shape[:-2] for j, x in enumerate(saved)))
-        self.q, self.k, self.v = self.of_operands(saved)
+        self.shapes, self.q, self.k, self.v, *self.kept = saved
+        heads = [shape[-3] if rule.grouped else 1 for shape in self.shapes]
+        self.repeats = [heads[0] // number for number in heads]
+        repeated = zip(self.shapes, self.repeats, strict=True)
+        leading = [(*shape[:-3], shape[-3] * n) if n > 1 else shape[:-2] for shape, n in repeated]
+        self.leading = torch.broadcast_shapes(*leading)
         self.causal = rule.causal
-        self.scale = self.q.shape[-1] ** -0.5 if rule.scale is None else rule.scale
+        self.scale = self.shapes[0][-1] ** -0.5 if rule.scale is None else rule.scale
         self.mask = None
         if mask is not None:
-            L, S = self.q.shape[1], self.k.shape[1]
+            L, S = self.shapes[0][-2], self.shapes[1][-2]
             leading = self.leading if math.prod(mask.shape[:-2]) > 1 else ()
             self.mask_shape = (*leading, L, S)
             self.mask = mask.expand(self.mask_shape).reshape(-1, L, S)
@@ -284,12 +285,11 @@ def encoder_layer(layer, x, parameter, src_mask=None, src_key_padding_mask=None,
     if activation is None:
         return "its activation has no rule"
 
-    def part(name, *inputs):
-        entry = MODULES[type(getattr(layer, name))]
-        return entry(getattr(layer, name), *inputs, parameter=lambda of: parameter(f"{name}.{of}"))
+    def part(name, x):
+        return submodule(layer, name, parameter, x)
 
     def attend(x):
-        several = part("self_attn", x, x, x)
+        several = submodule(layer, "self_attn", parameter, x, x, x)
         return several if isinstance(several, str) else part("dropout1", several.call)
 
     def feed_forward(x):
@@ -313,4 +313,4 @@ def encoder(stack, x, parameter, mask=None, src_key_padding_mask=None, is_causal
         x = encoder_layer(layer, x, parameter=lambda of, i=i: parameter(f"layers.{i}.{of}"))
         if isinstance(x, str):
             return x
-    return x if stack.norm is None else MODULES[type(stack.norm)](stack.norm, x, lambda of: parameter(f"norm.{of}"))
+    return x if stack.norm is None else submodule(stack, "norm", parameter, x)

@@ -1,10 +1,11 @@
-"""From what a model calls to rules: the two tables, and what their entries receive and return.
+"""From what a model calls to rules: the tables, and what their entries receive and return.
 
 `FUNCTIONS` maps a function, or a method's name, to an entry with that function's own signature; `MODULES` maps a module
 type (exactly that type: a subclass may do something else) to an entry called with the module, its input and a lookup
-of its parameters and buffers by name. An entry returns a `Call`, `Several` of them, or a string: why there is no rule
-for this use. In the arguments, a `Value` stands for a tensor that depends on the network's input, a `Parameter` for a
-parameter or buffer, a `Plain` for a Python value computed on the way (a size).
+of its parameters and buffers by name; `NAMED` has other libraries' modules by full name. An entry returns a `Call`,
+`Several` of them, or a string: why there is no rule for this use. In the arguments, a `Value` stands for a tensor that
+depends on the network's input, a `Parameter` for a parameter or buffer, a `Plain` for a Python value computed on the
+way (a size).
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Several:
 
 FUNCTIONS: dict[Callable | str, Callable[..., Call | Several | str]] = {}
 MODULES: dict[type[nn.Module], Callable[..., Call | Several | str]] = {}
+NAMED: dict[str, Callable[..., Call | Several | str]] = {}
 
 
 def function(*targets: Callable | str) -> Callable:
@@ -92,14 +94,33 @@ def function(*targets: Callable | str) -> Callable:
     return register
 
 
-def module(*types: type[nn.Module]) -> Callable:
-    """Register an entry for modules."""
+def module(*types: type[nn.Module] | str) -> Callable:
+    """Register an entry for modules; those of other libraries by their full names."""
 
     def register(entry):
-        MODULES.update(dict.fromkeys(types, entry))
+        for kind in types:
+            (NAMED if isinstance(kind, str) else MODULES)[kind] = entry
         return entry
 
     return register
+
+
+def entry_of(kind: type[nn.Module]) -> Callable[..., Call | Several | str] | None:
+    """The entry of a type of modules, if there is one."""
+    return MODULES.get(kind) or NAMED.get(f"{kind.__module__}.{kind.__qualname__}")
+
+
+def submodule(layer: nn.Module, name: str, parameter: Callable, *inputs) -> Call | Several | str:
+    """What the entry of a layer's submodule makes of these inputs.
+
+    Raises:
+        LookupError: if it has none.
+    """
+    child = getattr(layer, name)
+    entry = entry_of(type(child))
+    if entry is None:
+        raise LookupError(f"its {name} has no rule")
+    return entry(child, *inputs, parameter=lambda of: parameter(f"{name}.{of}"))
 
 
 def each(setting, dims: int) -> list[int]:

@@ -142,6 +142,31 @@ class Dropout(Rule):
         return xdots[0] * saved[0]
 
 
+class StochasticDepth(Dropout):
+    """Multiplication by a mask with one element a sample, or one for all; drawn as the libraries below draw it.
+
+    Huang et al. 2016 (arXiv:1603.09382).
+
+    Args:
+        probability: that a sample (or the batch) is dropped.
+        rows: whether each sample has its own element.
+        scaled: whether what is kept is divided by its probability.
+    """
+
+    def __init__(self, probability: float, rows: bool = True, scaled: bool = True) -> None:
+        super().__init__(probability)
+        self.rows = rows
+        self.scaled = scaled
+
+    def forward(self, inputs, parameters, extras):
+        (x,) = inputs
+        kept = 1 - self.probability
+        mask = x.new_empty(len(x) if self.rows else 1, *(1,) * (x.dim() - 1)).bernoulli_(kept)
+        if self.scaled and kept > 0:
+            mask.div_(kept)
+        return x * mask, (mask,)
+
+
 def unbroadcast(stack: Tensor, shape: torch.Size) -> Tensor:
     """Sum a stack ``[K, *broadcast shape]`` to ``[K, *shape]``."""
     if stack.shape[1:] == shape:
@@ -230,3 +255,17 @@ def identity_module(layer, x, parameter):
 @module(nn.Dropout)
 def dropout_module(layer, x, parameter):
     return dropout(x, layer.p, layer.training)
+
+
+@module("timm.layers.drop.DropPath")
+def drop_path_module(layer, x, parameter):
+    if not layer.training or not layer.drop_prob:
+        return identity(x)
+    return Call(StochasticDepth(layer.drop_prob, scaled=layer.scale_by_keep), (x,))
+
+
+@module("torchvision.ops.stochastic_depth.StochasticDepth")
+def stochastic_depth_module(layer, x, parameter):
+    if not layer.training or not layer.p:
+        return identity(x)
+    return Call(StochasticDepth(layer.p, rows=layer.mode == "row"), (x,))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradreg_fast.rules.base import Rule, dot_stacks, is_channels_last, stacked
-from gradreg_fast.rules.call import Call, function, module
+from gradreg_fast.rules.call import Call, function, module, submodule
 
 aten = torch.ops.aten
 
@@ -290,6 +290,12 @@ def batch_norm_module(layer, x, parameter):
         statistics = None, None
     affine = parameter("weight"), parameter("bias")
     return batch_norm(x, *statistics, *affine, training, layer.momentum, layer.eps, batches)
+
+
+@module("timm.layers.norm_act.BatchNormAct2d")
+def batch_norm_activation(layer, x, parameter):
+    y = submodule(layer, "drop", parameter, batch_norm_module(layer, x, parameter))
+    return y if isinstance(y, str) else submodule(layer, "act", parameter, y)
 
 
 @function(functional.layer_norm, torch.layer_norm)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradreg_fast.rules.base import shaped
-from gradreg_fast.rules.call import Call, Plain, collect, function, module
+from gradreg_fast.rules.call import Call, Plain, collect, fill, function, module
 from gradreg_fast.rules.shape import LinearMap
 
 aten = torch.ops.aten
@@ -65,7 +65,19 @@ TRANSPOSES = {
 
 @function(functional.pad)
 def pad(input, pad, mode="constant", value=None):
-    if any(True for _ in collect(Plain, (pad,))):
+    plains = list(dict.fromkeys(collect(Plain, (pad,))))
+    if plains and mode == "constant" and not value:
+
+        def around(extras):
+            return fill(tuple(pad), dict(zip(plains, extras, strict=True)))
+
+        rule = LinearMap(
+            lambda x, *extras: functional.pad(x, around(extras)),
+            lambda u, shape, *extras: crop(u, shape, around(extras)),
+            [-1 - i for i in range(len(pad) // 2)],
+        )
+        return Call(rule, (input,), (), plains)
+    if plains:
         return "its amounts are computed from sizes"
     if mode == "circular" and min(pad) < 0:
         return "it crops"

@@ -214,6 +214,31 @@ class Quotient(Rule):
         )
 
 
+class QuotientByParameter(Rule):
+    """``x / p`` with a parameter p, shapes broadcast: linear in x."""
+
+    def forward(self, inputs, parameters, extras):
+        (x,), (p,) = inputs, parameters
+        y = x / p
+        return y, (x, y.shape)
+
+    def pull(self, saved, parameters, u):
+        return (unbroadcast(u / parameters[0], saved[0].shape),)
+
+    def push(self, saved, parameters, xdots):
+        return broadcastable(xdots[0], len(saved[1])) / parameters[0]
+
+    def curvature(self, saved, parameters, u, xdots, gradients):
+        gradients.add(0, lambda: self._slope(dot_stacks(u, broadcastable(xdots[0], u.dim() - 1)), parameters[0]))
+        return (None,)
+
+    def gradient(self, saved, parameters, d, gradients):
+        gradients.add(0, lambda: self._slope(d * saved[0], parameters[0]))
+
+    def _slope(self, product: Tensor, p: Tensor) -> Tensor:
+        return unbroadcast((product / p.square()).neg_().unsqueeze(0), p.shape).squeeze(0)
+
+
 def as_matrix(operand: Tensor, position: int, stacked: int = 0) -> Tensor:
     """A vector operand of `torch.matmul` as the matrix that it stands for: a row on the left, a column on the right."""
     if operand.dim() - stacked > 1:
@@ -241,9 +266,9 @@ def mul(input, other):
 def div(input, other):
     if is_real(other):
         return Call(Affine(1 / other), (input,))
-    if is_real(input):
-        return mul(input, smooth("reciprocal", other))
-    if isinstance(input, Parameter):
+    if isinstance(other, Parameter):
+        return Call(QuotientByParameter(), (input,), (other,))
+    if is_real(input) or isinstance(input, Parameter):
         return mul(input, smooth("reciprocal", other))
     return Call(Quotient(), (input, other))
 

@@ -26,7 +26,19 @@ from gradreg_fast.rules import (
     shape,
     softmax,
 )
-from gradreg_fast.rules.call import FUNCTIONS, MODULES, Call, Parameter, Plain, Several, Value, collect, fill
+from gradreg_fast.rules.call import (
+    FUNCTIONS,
+    MODULES,
+    NAMED,
+    Call,
+    Parameter,
+    Plain,
+    Several,
+    Value,
+    collect,
+    entry_of,
+    fill,
+)
 
 FILES = (
     linear,
@@ -59,15 +71,29 @@ SPELLINGS = {
     torch.special.expit: "special.expit",
 }
 
-__all__ = ["FUNCTIONS", "MODULES", "Call", "Parameter", "Plain", "Several", "Value", "collect", "fill", "table"]
+__all__ = [
+    "FUNCTIONS",
+    "MODULES",
+    "NAMED",
+    "Call",
+    "Parameter",
+    "Plain",
+    "Several",
+    "Value",
+    "collect",
+    "entry_of",
+    "fill",
+    "table",
+]
 
 
 def table() -> str:
     """What has a rule, as Markdown: a line for each rule file, from the tables themselves."""
-    lines = ["| | modules of `torch.nn` | functions, methods and operators |", "|---|---|---|"]
+    lines = ["| | modules of `torch.nn`, and others | functions, methods and operators |", "|---|---|---|"]
     for file in FILES:
         title = file.__doc__.partition("\n")[0].partition(":")[0].rstrip(".")
         modules = {kind.__name__ for kind, entry in MODULES.items() if defined_in(entry, file)}
+        modules |= {name for name, entry in NAMED.items() if defined_in(entry, file)}
         functions = {spelled(target) for target, entry in FUNCTIONS.items() if defined_in(entry, file)}
         cells = (", ".join(f"`{name}`" for name in sorted(names)) for names in (modules, functions))
         lines.append(f"| {title} | {' | '.join(cells)} |")

@@ -7,7 +7,16 @@ from torch.nn import functional
 
 import gradreg_fast
 from gradreg_fast.modules import Sine
-from tests.parity import assert_layer, assert_primitives, evaluate, is_opaque, jacobian_sqnorm, norm
+from tests.parity import (
+    assert_layer,
+    assert_primitives,
+    compare,
+    evaluate,
+    is_opaque,
+    jacobian_sqnorm,
+    norm,
+    value_and_vjp,
+)
 
 pytestmark = pytest.mark.usefixtures("float64", "each_backend")
 
@@ -118,6 +127,39 @@ def test_at_zero(make):
     """A kink's slope is PyTorch's."""
     model = nn.Sequential(nn.Linear(3, 4, bias=False), make(), nn.Linear(4, 2))
     assert_primitives(model, torch.zeros(2, 3))
+
+
+KINKED = {
+    "clamp": lambda h: h.clamp(-0.3, 0.2),
+    "clamp below": lambda h: h.clamp(min=0),
+    "hardtanh": lambda h: functional.hardtanh(h, -0.3, 0.2),
+    "relu6": functional.relu6,
+    "threshold": lambda h: functional.threshold(h, 0.2, -1),
+    "hardshrink": lambda h: functional.hardshrink(h, 0.3),
+    "softshrink": lambda h: functional.softshrink(h, 0.2),
+    "hardswish": functional.hardswish,
+    "abs": torch.abs,
+    "elu": functional.elu,
+    "selu": functional.selu,
+    "maximum": lambda h: torch.maximum(h, 2 * h),
+    "softsign": functional.softsign,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("function", KINKED.values(), ids=KINKED)
+def test_at_the_kinks(function, dtype):
+    """Exactly there, the slope is PyTorch's."""
+    model = Applied(function).to(dtype)
+    with torch.no_grad():
+        model.first.bias.copy_(torch.tensor([-3.0, -0.3, -0.2, 0.0, 0.2, 0.3, 6.0]))
+    x = torch.zeros(2, 5, dtype=dtype)
+    rtol, floor = (1e-9, 1e-13) if dtype == torch.float64 else (1e-6, 1e-6)
+    for ours, oracle in (
+        (gradreg_fast.value_and_vjp, value_and_vjp),
+        (gradreg_fast.jacobian_sqnorm, jacobian_sqnorm),
+    ):
+        compare(evaluate(ours, model, [x]), evaluate(oracle, model, [x]), rtol, floor)
 
 
 def test_subclass_is_left_to_autograd():

@@ -254,6 +254,56 @@ def test_masks_change_from_call_to_call():
     assert not torch.equal(gradreg_fast.value_and_vjp(model, x)[1], gradreg_fast.value_and_vjp(model, x)[1])
 
 
+class DropPath(nn.Module):
+    """As timm's, which is found by its name."""
+
+    __module__ = "timm.layers.drop"
+
+    def __init__(self, drop_prob, scale_by_keep=True):
+        super().__init__()
+        self.drop_prob, self.scale_by_keep = drop_prob, scale_by_keep
+
+    def forward(self, x):
+        if not self.drop_prob or not self.training:
+            return x
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.drop_prob)
+        return x * (mask.div_(1 - self.drop_prob) if self.scale_by_keep else mask)
+
+
+class StochasticDepth(nn.Module):
+    """As torchvision's, which is found by its name."""
+
+    __module__ = "torchvision.ops.stochastic_depth"
+
+    def __init__(self, p, mode):
+        super().__init__()
+        self.p, self.mode = p, mode
+
+    def forward(self, x):
+        if not self.p or not self.training:
+            return x
+        size = [x.shape[0] if self.mode == "row" else 1] + [1] * (x.ndim - 1)
+        return x * torch.empty(size, dtype=x.dtype).bernoulli_(1 - self.p).div_(1 - self.p)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DropPath(0.4),
+        lambda: DropPath(0.4, scale_by_keep=False),
+        lambda: DropPath(0.0),
+        lambda: StochasticDepth(0.4, "row"),
+        lambda: StochasticDepth(0.4, "batch"),
+    ],
+)
+def test_stochastic_depth(make, training):
+    """One mask for all sweeps, drawn as the library draws it."""
+    assert not is_opaque(nn.Sequential(nn.Linear(5, 5), make().train(training)))
+    assert_layer(lambda: make().train(training), (5,), size=4)
+    assert_layer(lambda: make().train(training), (2, 3, 3))
+
+
 @pytest.mark.parametrize("make", [lambda: nn.AlphaDropout(0.4), lambda: nn.Dropout1d(0.5), lambda: nn.RReLU()])
 def test_other_random_layers_are_left_to_autograd(make):
     model = nn.Sequential(nn.Linear(5, 6), nn.Unflatten(1, (3, 2)), make(), nn.Flatten(), nn.Tanh(), nn.Linear(6, 2))

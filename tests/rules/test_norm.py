@@ -107,6 +107,30 @@ def test_networks(name, training):
     assert_primitives(make(training), x)
 
 
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm's, which is found by its name."""
+
+    __module__ = "timm.layers.norm_act"
+
+    def __init__(self, features, act):
+        super().__init__(features)
+        self.drop, self.act = nn.Identity(), act
+
+    def forward(self, x):
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        statistics = self.running_mean, self.running_var
+        x = functional.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
+        return self.act(self.drop(x))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_batch_norm_with_an_activation(training):
+    assert not is_opaque(nn.Sequential(BatchNormAct2d(3, nn.SiLU(inplace=True)).train(training)))
+    assert_layer(lambda: BatchNormAct2d(3, nn.PReLU()).train(training), (3, 4, 2))
+    assert is_opaque(nn.Sequential(BatchNormAct2d(3, nn.RReLU()).train(training)))
+
+
 def test_two_samples_and_one_position():
     assert_layer(lambda: normalisation(nn.BatchNorm1d, 5, True), (5,), size=2)
     assert_layer(lambda: normalisation(nn.BatchNorm2d, 3, True), (3, 1, 2), size=1)

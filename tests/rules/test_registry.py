@@ -15,7 +15,7 @@ from torch.nn import functional
 import gradreg_fast
 from gradreg_fast import tracing
 from gradreg_fast.convert import graph_of
-from gradreg_fast.rules.registry import FUNCTIONS, MODULES, spelled, table
+from gradreg_fast.rules.registry import FUNCTIONS, MODULES, NAMED, spelled, table
 from gradreg_fast.signature import ONE_TENSOR
 from tests.parity import (
     assert_primitives,
@@ -239,6 +239,7 @@ CALLS = calls() | {
         VECTOR,
         lambda h, t: torch.divide(h, 2 + h) + torch.true_divide(h, 3 + h * h) + h.div(4) + h.divide(2),
     ),
+    "div by a parameter": (VECTOR, lambda h, t: (h - t.c) / t.p + torch.div(h.sum(1, keepdim=True), t.p)),
     "div in place": (VECTOR, lambda h, t: (h * 2).div_(2 + h) + t.p / (2 + h)),
     "matrix product": (SEQUENCE, lambda h, t: torch.matmul(h, t.m) + h @ t.m + h.matmul(t.m)),
     "matrix product, two branches": (SEQUENCE, lambda h, t: h @ (h * h).transpose(1, 2)),
@@ -277,6 +278,7 @@ CALLS = calls() | {
     "torch pixel shuffle": (IMAGE, lambda h, t: torch.pixel_unshuffle(torch.pixel_shuffle(h, 2), 2)),
     "channel shuffle": (IMAGE, lambda h, t: functional.channel_shuffle(h, 2) + torch.channel_shuffle(h, 4)),
     "unfold": (IMAGE, lambda h, t: functional.unfold(h, 2)),
+    "pad, sizes": (IMAGE, lambda h, t: functional.pad(h, (0, h.shape[3] % 4, h.shape[2] // 5, 0))),
     "pad": (IMAGE, lambda h, t: functional.pad(h, (1, 2, 0, -1), value=0.3)),
     "index": (IMAGE, lambda h, t: h[:, 1:3, ..., -1] * h[:, ::2, 0, 1:] + h[:, None, 0, :, 2]),
     "index, list": (SEQUENCE, lambda h, t: h[:, [0, 2, 2]] + h[:, :, [1]][:, 1:]),
@@ -485,6 +487,7 @@ def test_complete():
         traced = tracing._Tracer(root).trace(root)
         targets |= {node.target for node in traced.nodes}
     assert set(FUNCTIONS) - targets == {functional.hardsigmoid}
+    assert {name.partition(".")[0] for name in NAMED} == {"timm", "torchvision"}  # in test_merge and test_norm
     modules = {type(module) for _, make in LAYERS.values() for module in make().modules()}
     assert set(MODULES) - modules == {nn.Hardsigmoid}
 
@@ -526,4 +529,5 @@ def test_the_documentation_names_every_rule():
     assert written.strip() == table()
     names = set(re.findall(r"`([^`]+)`", table()))
     assert {kind.__name__ for kind in MODULES if kind.__module__.startswith("torch.")} <= names
+    assert set(NAMED) <= names
     assert {spelled(target) for target in FUNCTIONS} <= names
