@@ -3,8 +3,9 @@
 #   bash benchmarks/gpu/run.sh OUT [--minutes 8] [--dry-run]
 #
 # Needs a Python with torch (and pytest, hypothesis, matplotlib; jax if it is to be compared), nvcc, and no network.
-# PYTHON names it; `python` by default. OUT gets JSON, CSV, PNG and a log of each step; steps.csv says how each ended, also if the run is cut off.
-# Without a GPU, or with --dry-run, the same steps run on the CPU with small sizes: it shows that they work.
+# PYTHON names it; `python` by default. OUT gets JSON, CSV, PNG and a log of each step; steps.csv says how each ended,
+# also if the run is cut off. Without a GPU, or with --dry-run, the same steps run on the CPU with small sizes, which
+# shows that they work.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 
