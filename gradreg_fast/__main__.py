@@ -20,7 +20,10 @@ def main() -> None:
     parser.add_argument("command", choices=["info"], help="versions, what is compiled for what, and why not where not")
     parser.add_argument("--kernels", action="store_true", help="every kernel instead: dtypes, targets, needs, bound")
     if parser.parse_args().kernels:
-        print("\n\n".join(map(description, kernels(build.source_folder()))))
+        sources = build.source_folder()
+        if sources is None:
+            parser.error("the kernels' sources, which tell of them, are not in this package")
+        print("\n\n".join(map(description, kernels(sources))))
         return
     for name, value in facts().items():
         print(f"{name:16}{value}")
