@@ -25,7 +25,10 @@ def main() -> None:
     if arguments.command == "profile":
         raise SystemExit(profile.run(arguments))
     if arguments.kernels:
-        print("\n\n".join(map(description, kernels(build.source_folder()))))
+        sources = build.source_folder()
+        if sources is None:
+            parser.error("the kernels' sources, which tell of them, are not in this package")
+        print("\n\n".join(map(description, kernels(sources))))
         return
     for name, value in facts().items():
         print(f"{name:16}{value}")

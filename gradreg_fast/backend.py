@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from functools import cache
 from types import ModuleType, TracebackType
 
 import torch
@@ -115,10 +116,15 @@ def library() -> tuple[ModuleType | None, str]:
     return _library()[:2]
 
 
+@cache
 def cuda_library() -> tuple[ModuleType | None, str]:
-    """The compiled library if it has CUDA kernels that run here, or None and why not."""
-    module, reason, without_cuda = _library()
-    return (module, "") if module is not None and not without_cuda else (None, reason or without_cuda)
+    """The compiled library if it has CUDA kernels that run here, or None and why not.
+
+    Apart from `library`, since asking this initialises CUDA, after which a process cannot be forked.
+    """
+    module, *reasons = _library()
+    reason = "".join(reasons) or cuda_problem(module)
+    return None if reason else module, reason
 
 
 def _library() -> tuple[ModuleType | None, str, str]:
@@ -136,7 +142,7 @@ def _look() -> tuple[ModuleType | None, str, str]:
     except build.BuildError as error:
         return None, str(error), ""
     register_fakes(module)
-    return module, "", without_cuda or cuda_problem(module)
+    return module, "", without_cuda
 
 
 def cuda_problem(module: ModuleType) -> str:

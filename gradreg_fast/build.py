@@ -305,7 +305,7 @@ def _build_once(sources: Path, compiler: list[str], nvcc: str | None, folder: Pa
         raise BuildError(_remembered(failure, log))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "lock"):
+        with locked(folder / "lock"):
             if failure.exists():
                 raise BuildError(_remembered(failure, log))
             if library.exists():
@@ -373,7 +373,7 @@ class _Progress:
 
 
 @contextmanager
-def _locked(path: Path):
+def locked(path: Path):
     """Hold an exclusive lock between processes."""
     try:
         import fcntl

@@ -163,3 +163,17 @@ def test_info_says_what_a_bug_report_needs():
     assert done.returncode == 0, done.stderr
     for fact in ("gradreg_fast", "torch", "python", "backend", "CPU kernels", "cache"):
         assert fact in done.stdout
+
+
+@compiled
+def test_tensors_on_the_cpu_leave_cuda_alone(monkeypatch):
+    """A process that never used CUDA can be forked, and its children can use it."""
+
+    def fail(*arguments):
+        raise AssertionError("asked CUDA")
+
+    for name in ("is_available", "get_device_capability", "device_count"):
+        monkeypatch.setattr(torch.cuda, name, fail)
+    with gradreg_fast.backend("auto"):
+        assert kernel(network(), torch.randn(5, 3)) is not None
+        gradreg_fast.value_and_vjp(network(), torch.randn(5, 3))

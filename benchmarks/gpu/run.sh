@@ -2,9 +2,10 @@
 # All that a GPU has to tell, most important first, within a time that is set:
 #   bash benchmarks/gpu/run.sh OUT [--minutes 8] [--dry-run]
 #
-# Needs a Python with torch (and pytest, pytest-xdist, matplotlib, rich; jax if it is to be compared), nvcc, and no
-# network. OUT gets JSON, CSV, PNG and a log of each step; steps.csv says how each ended, also if the run is cut off.
-# Without a GPU, or with --dry-run, the same steps run on the CPU with small sizes: it shows that they work.
+# Needs a Python with torch (and pytest, hypothesis, matplotlib; jax if it is to be compared), nvcc, and no network.
+# PYTHON names it; `python` by default. OUT gets JSON, CSV, PNG and a log of each step; steps.csv says how each ended,
+# also if the run is cut off. Without a GPU, or with --dry-run, the same steps run on the CPU with small sizes, which
+# shows that they work.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 
@@ -24,6 +25,20 @@ if ! "$python" -c "import torch, sys; sys.exit(not torch.cuda.is_available())"; 
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 deadline=$((SECONDS + minutes * 60))
+has() { "$python" -c "import $1" 2>/dev/null; }
+if ! has rich && has pip._vendor.rich; then # pip has a copy, of what is needed here
+    mkdir -p "$out/modules/rich"
+    cat >"$out/modules/rich/__init__.py" <<'PYTHON'
+import sys
+
+import pip._vendor.rich.console, pip._vendor.rich.progress, pip._vendor.rich.table
+
+for name, module in list(sys.modules.items()):
+    if name.startswith("pip._vendor.rich"):
+        sys.modules[name.removeprefix("pip._vendor.")] = module
+PYTHON
+    export PYTHONPATH=$out/modules${PYTHONPATH:+:$PYTHONPATH}
+fi
 echo "step,status,seconds" >"$out/steps.csv"
 failed=0
 
@@ -69,7 +84,8 @@ sanitize() { # sanitize TOOL: the kernels' own tests, few of them, under compute
 
 if [[ $device == cuda ]]; then
     nvidia-smi >"$out/nvidia-smi.txt" 2>&1
-    parallel=(-n 6) small=() large=(--rows-times 64) shapes=()
+    parallel=() small=() large=(--rows-times 64) shapes=()
+    if has xdist; then parallel=(-n 6); fi
     suite=(tests/rules tests/test_ops.py tests/test_functional.py tests/test_networks.py tests/test_precision.py
         tests/test_modules.py tests/test_recompute.py)
 else

@@ -61,7 +61,7 @@ __device__ __noinline__ EvaluatedDerivatives<T, count> derivatives_of(Kind kind,
 
 static_assert(sizeof(PushAdjoint<double>) <= 4096, "what a kernel's parameters may take");
 
-// Blocks a multiprocessor that registers must allow: 128 a thread, 255 in float64. Left alone, ptxas spills some for a
+// Blocks a multiprocessor that registers must allow: 128 a thread, 255 of float64. Left alone, ptxas spills some for a
 // third block, which shared memory seldom has room for.
 template <class S>
 constexpr int least_blocks = sizeof(S) > 4 ? 1 : 2;
@@ -72,7 +72,8 @@ struct Tile {
     using S = typename Arithmetic::Storage;
     using Element = typename Arithmetic::Element;
     using T = Wide<S>;
-    static constexpr int batch = tile_rows / warps < 4 ? tile_rows / warps : 4;
+    static constexpr int own_rows = tile_rows / warps;  // of a warp, in passes
+    static constexpr int batch = 4;                     // numbers of a thread that are under way together
 
     const Network<S>& network;
     Element* const weights;
@@ -101,12 +102,20 @@ struct Tile {
     __device__ __forceinline__ void load_weight(const Layer<S>& layer) const {
         const int width = leading(layer.inputs, sizeof(Element));
         Element* const to = weights + layer.weight_place;
-        for (int row = threadIdx.x / 32; row < padded(layer.outputs, sizeof(Element)); row += warps)
-            for (int column = threadIdx.x % 32; column < width; column += 32) {
+        constexpr int together = 16;  // loads under way
+        const int count = padded(layer.outputs, sizeof(Element)) * width;
+        for (int first = threadIdx.x; first < count; first += together * threads) {
+            T values[together];
+#pragma unroll
+            for (int i = 0; i < together; ++i) {
+                const int row = (first + i * threads) / width, column = (first + i * threads) % width;
                 const bool there = row < layer.outputs && column < layer.inputs;
-                const T value = there ? T(layer.weight[row * layer.inputs + column]) : T(0);
-                to[row * width + column] = Arithmetic::element(value);
+                values[i] = there ? T(layer.weight[row * layer.inputs + column]) : T(0);
             }
+#pragma unroll
+            for (int i = 0; i < together; ++i)
+                if (first + i * threads < count) to[first + i * threads] = Arithmetic::element(values[i]);
+        }
     }
 
     // result = operand W^T, or operand W if Transposed.
@@ -129,21 +138,21 @@ struct Tile {
     template <class Load, class Between, class Use>
     __device__ __forceinline__ void each(int width, Load load, Between between, Use use) const {
         using Value = decltype(load(0, 0));
-        for (int column = threadIdx.x % 32; column < padded(width, sizeof(Element)); column += 32)
-            for (int first = threadIdx.x / 32; first < tile_rows; first += batch * warps) {
-                Several<Value, batch> values;
+        const int end = padded(width, sizeof(Element));
+        for (int turn = 0; 32 * (turn / own_rows) < end; turn += batch) {
+            const auto row_of = [&](int i) { return int(threadIdx.x) / 32 + warps * ((turn + i) % own_rows); };
+            const auto column_of = [&](int i) { return int(threadIdx.x) % 32 + 32 * ((turn + i) / own_rows); };
+            Several<Value, batch> values;
 #pragma unroll
-                for (int i = 0; i < batch; ++i) {
-                    const int row = first + i * warps;
-                    values.of[i] = row < rows && column < width ? load(row, column) : Value{};
-                }
-                const auto results = between(values);
+            for (int i = 0; i < batch; ++i)
+                values.of[i] = row_of(i) < rows && column_of(i) < width ? load(row_of(i), column_of(i)) : Value{};
+            const auto results = between(values);
 #pragma unroll
-                for (int i = 0; i < batch; ++i) {
-                    const int row = first + i * warps;
-                    use(row, column, row < rows && column < width, values.of[i], i, results);
-                }
+            for (int i = 0; i < batch; ++i) {
+                const bool valid = row_of(i) < rows && column_of(i) < width;
+                if (column_of(i) < end) use(row_of(i), column_of(i), valid, values.of[i], i, results);
             }
+        }
     }
 
     // use(row, column, valid, value)
@@ -210,7 +219,7 @@ __device__ __forceinline__ void with_activation(Kind kind, Settings settings, Fu
 // Kernel forward_pull: sweeps 1 and 2 of an MLP, with the squared norms of g
 //   dtypes     float32 float64 tf32 bfloat16 float16
 //   bound      64 wide, memory; 128 wide, memory on tensor cores and multiply-adds on CUDA cores
-//   registers  192 in float64, else 128
+//   registers  224 in float64, else 128
 //   tensor     TF32|Halves
 //
 // N: all layers' outputs together, W: all weights. Global memory, in numbers a row: d in, n and K d out, N and K N out
@@ -312,7 +321,7 @@ __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Sto
 // Kernel push_adjoint: sweeps 3 and 4 of an MLP, but for the parameters' gradients
 //   dtypes     float32 float64 tf32 bfloat16 float16
 //   bound      memory, but 128 wide on CUDA cores by multiply-adds
-//   registers  192 in float64, else 128
+//   registers  224 in float64, else 128
 //   tensor     TF32|Halves
 //
 // Global memory, in numbers a row: K d of g's adjoint in; K N states and, where a layer bends, K N cotangents in; K N
@@ -438,7 +447,7 @@ __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Sto
 // Kernel gradients: of an MLP's weights and biases
 //   dtypes     float32 float64 tf32 bfloat16 float16
 //   bound      64 wide, memory; 128 wide, memory on tensor cores and multiply-adds on CUDA cores
-//   registers  192 in float64, else 128
+//   registers  224 in float64, else 128
 //   tensor     TF32|Halves
 //
 // A tile of a layer's weight a block, over a slice of the batch's lines. A line is a tangent with its cotangent, of

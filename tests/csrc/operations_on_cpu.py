@@ -31,11 +31,13 @@ def library():
         if path.suffix in (".h", ".cuh", ".cpp", ".cu"):
             digest.update(path.read_bytes())
     target = build.cache_folder() / "tests" / digest.hexdigest()[:16] / "operations_on_cpu.so"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_suffix(f".{torch.randint(1 << 30, ()).item()}")
-        done = subprocess.run([*command, *build.link_flags(), "-o", str(unfinished)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        unfinished.replace(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with build.locked(target.with_suffix(".lock")):  # other processes of the same run wait instead of compiling, too
+        if not target.exists():
+            unfinished = target.with_suffix(".unfinished")
+            whole = [*command, *build.link_flags(), "-o", str(unfinished)]
+            done = subprocess.run(whole, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            unfinished.replace(target)
     torch.ops.load_library(target)
     return torch.ops.gradreg_fast_on_cpu, ctypes.CDLL(target).choose_order
