@@ -282,6 +282,12 @@ def test_slices_of_the_batch():
     Problem((3, 17, 1), "relu", rows=700).check(multiprocessors=8, wanted=[True] * 4 + [False] * 2)
 
 
+def test_a_line_more_than_the_gradients_take_at_a_time():
+    Problem((3, 17, 5), "tanh", rows=33, given="y").check()
+    Problem((3, 17, 5), "tanh", rows=11, stack=2).check()
+    Problem((3, 17, 1), "relu", rows=33).check()
+
+
 def test_empty_batch():
     results = Problem((3, 17, 5), "tanh", rows=0).run()
     assert all(not tensor.any() for tensor in results if tensor is not None)
