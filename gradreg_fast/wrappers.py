@@ -21,7 +21,7 @@ def refuse_wrappers(model: nn.Module) -> None:
     wrapper = wrapper_in(model)
     if wrapper is not None:
         raise TypeError(
-            f"model must be the network itself, got one with a {wrapper} in it, which synchronises the gradients of its "
-            "own forward: make the penalty a part of that, by wrapping gradreg_fast.modules.WithPenalty(network, penalty) "
-            "as a whole, and call it"
+            f"model must be the network itself, got one with a {wrapper} in it, which synchronises the gradients of "
+            "its own forward: make the penalty a part of that, by wrapping gradreg_fast.modules.WithPenalty(network, "
+            "penalty) as a whole, and call it"
         )
