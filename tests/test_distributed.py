@@ -66,7 +66,12 @@ def r1_of_a_converted_model(model, x):
         return own_lines(gradreg_fast.convert(model), x)
 
 
-PENALTIES = {"r1": functional.r1, "converted": r1_of_a_converted_model, "autograd": own_lines}
+PENALTIES = {
+    "r1": functional.r1,
+    "recomputed": partial(functional.r1, save="recompute"),
+    "converted": r1_of_a_converted_model,
+    "autograd": own_lines,
+}
 
 
 def critic():
@@ -193,10 +198,12 @@ def test_gradients_are_accumulated_and_clipped(ranks, wrapper, settings):
 
 
 @wrapped
+@pytest.mark.parametrize("penalty", ["converted", "recomputed"])
 @pytest.mark.usefixtures("float64")
-def test_own_lines_of_a_converted_model_inside_the_forward(ranks, wrapper):
+def test_other_forwards(ranks, wrapper, penalty):
+    """The user's own lines with a converted model, and what keeps nothing for the backward pass."""
     expected = train("none", "critic", "autograd")
-    assert_alike(ranks(train, wrapper, "critic", "converted"), expected)
+    assert_alike(ranks(train, wrapper, "critic", penalty), expected)
 
 
 def train_in_own_lines():
