@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import BadArgument, data, machine, train
+from . import BadArgument, data, machine, processes, train
 from .cases import CASES
 from .peers import PEERS
 from .speed import Plan, measure
@@ -36,7 +36,7 @@ def main() -> None:
 def _parser():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Train with gradreg_fast, or time it.")
     commands = parser.add_subparsers(required=True, metavar="train | speed | overhead | plot")
-    cores = len(machine.cores())
+    cores = max(1, len(machine.cores()) // processes.WORLD)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def command(name, run, description):
@@ -152,8 +152,8 @@ def _progress(console):
 
 
 def _console():
-    console = Console()
-    return console if console.is_terminal else Console(width=240)
+    console = Console(quiet=processes.RANK > 0)
+    return console if console.is_terminal else Console(width=240, quiet=processes.RANK > 0)
 
 
 def _train(arguments):
@@ -180,11 +180,12 @@ def _train(arguments):
     console = _console()
     dataset = data.load(config.data, config.train_size)
     train.layers(config, dataset)
-    with _progress(console) as progress:
+    with processes.joined(config.device), _progress(console) as progress:
         task = progress.add_task(f"training with {', '.join(engines)}", total=train.total_steps(config, dataset))
         results = train.train(config, dataset, lambda: progress.advance(task))
-    console.print(_training_table(results))
-    _finish(results, arguments.out / "train.json", console)
+    if processes.RANK == 0:
+        console.print(_training_table(results))
+        _finish(results, arguments.out / "train.json", console)
 
 
 def _training_table(results):

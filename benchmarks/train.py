@@ -3,6 +3,8 @@
 Lockstep means that every engine takes its step on a batch before any sees the next, so that seconds per step are side
 by side. The penalised engines' losses then differ by rounding alone. With several weights, the one with the best
 accuracy on a validation part of the training data is taken; the test data play no role in it.
+
+Under torchrun each process takes its share of every batch, and DistributedDataParallel averages the gradients.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from . import BadArgument, models, penalties
+from . import BadArgument, models, penalties, processes
 from .data import Dataset
 from .machine import environment, spread
 from .penalties import Batch
@@ -68,12 +70,25 @@ def layers(config: Config, data: Dataset) -> tuple:
     return models.lenet(data.classes)
 
 
+class Penalised(nn.Module):
+    """A network and an engine's penalty as one forward, which is what DistributedDataParallel synchronises."""
+
+    def __init__(self, engine: str, penalty: str, model: nn.Module):
+        super().__init__()
+        self.engine, self.penalty, self.model = ENGINES[engine], penalty, model
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor | float]:
+        """The output and the penalty."""
+        return self.engine(self.penalty, self.model, batch)
+
+
 class Run:
     """One engine's network, optimiser, losses and times."""
 
     def __init__(self, engine: str, config: Config, data: Dataset, weight: float, seed: int):
         self.engine, self.config, self.weight = engine, config, weight
         self.model = models.build(layers(config, data), data.x.shape[1:], seed).to(config.device, data.x.dtype)
+        self.penalised = processes.synchronised(Penalised(engine, config.penalty, self.model))
         self.optimizer = torch.optim.SGD(self.model.parameters(), config.lr, momentum=0.9)
         self.schedule = CosineAnnealingLR(self.optimizer, steps(config, len(data.x)))
         self.losses: list[Tensor] = []
@@ -85,7 +100,7 @@ class Run:
         synchronise()
         start = time.perf_counter()
         self.optimizer.zero_grad()
-        y, penalty = ENGINES[self.engine](self.config.penalty, self.model, batch)
+        y, penalty = self.penalised(batch)
         loss = F.cross_entropy(y, batch.target) + self.weight * penalty
         loss.backward()
         self.optimizer.step()
@@ -105,8 +120,8 @@ class Run:
 
 
 def steps(config: Config, samples: int) -> int:
-    """Steps of one run."""
-    return config.epochs * -(-samples // config.batch_size)
+    """Steps of one run; samples that leave no process an equal share are left out."""
+    return config.epochs * -(-(samples // processes.WORLD * processes.WORLD) // config.batch_size)
 
 
 def lockstep(engines, config: Config, data: Dataset, weight: float, seed: int, advance: Callable) -> dict[str, Run]:
@@ -115,12 +130,16 @@ def lockstep(engines, config: Config, data: Dataset, weight: float, seed: int, a
     order = torch.Generator().manual_seed(seed)
     number = 0
     for _ in range(config.epochs):
-        for rows in torch.randperm(len(data.x), generator=order).to(config.device).split(config.batch_size):
-            batch = Batch(data.x[rows], data.y[rows], seed=number, projections=config.projections)
+        shuffled = torch.randperm(len(data.x), generator=order).to(config.device)
+        for rows in shuffled[: len(shuffled) // processes.WORLD * processes.WORLD].split(config.batch_size):
+            rows, seed = rows.chunk(processes.WORLD)[processes.RANK], number * processes.WORLD + processes.RANK
+            batch = Batch(data.x[rows], data.y[rows], seed=seed, projections=config.projections)
             for i in range(len(runs)):
                 runs[(number + i) % len(runs)].step(batch)
             number += 1
             advance()
+    for run in runs:
+        run.losses = [*processes.averaged(torch.stack(run.losses))]
     return dict(zip(engines, runs, strict=True))
 
 
@@ -156,6 +175,10 @@ def chooses(config: Config) -> bool:
 def train(config: Config, data: Dataset, advance: Callable[[], object]) -> dict:
     """Trains, compares, and returns the results file's contents."""
     layers(config, data)
+    if config.batch_size % processes.WORLD:
+        raise BadArgument(
+            f"--batch-size must be a multiple of the {processes.WORLD} processes, got {config.batch_size}"
+        )
     dtype = getattr(torch, config.dtype)
     moved = {name: value.to(config.device) for name, value in data._asdict().items()}
     data = data._replace(
@@ -172,6 +195,7 @@ def train(config: Config, data: Dataset, advance: Callable[[], object]) -> dict:
         "environment": environment(config.threads, config.device),
         "config": asdict(config),
         "samples": len(data.x),
+        "processes": processes.WORLD,
         "weight": weight,
         "validation_accuracy": [{"weight": weight, "accuracy": value} for weight, value in validation.items()],
         "engines": {engine: _figures(of_engine, data) for engine, of_engine in runs.items()},

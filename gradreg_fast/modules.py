@@ -13,9 +13,10 @@ from gradreg_fast.rules.registry import MODULES, Call
 
 
 class WithPenalty(nn.Module):
-    """A model and a penalty on it as one module, so that wrappers (DDP, FSDP) see one ordinary forward.
+    """A model and a penalty on it as one module, so that wrappers (DDP, FSDP2) see one ordinary forward.
 
-    Its forward returns ``(y, penalty)``.
+    Its forward returns ``(y, penalty)``, both of this process's samples; the wrapper goes around this module as a
+    whole, ``DistributedDataParallel(WithPenalty(model, "r1"))`` or ``fully_shard(WithPenalty(model, "r1"))``.
 
     Args:
         model: the network.

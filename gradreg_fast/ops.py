@@ -35,6 +35,7 @@ from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.base import Rule, elements, per_sample
 from gradreg_fast.rules.opaque import Record, recording
 from gradreg_fast.signature import Bound, callable_with
+from gradreg_fast.wrappers import refuse_wrappers
 
 Cotangent = Tensor | Callable[[Linearization], Tensor] | None
 """The cotangents ``[K, B, ...]`` of the seed; None for ones, ``K = 1``; or a function that makes constant ones."""
@@ -104,12 +105,11 @@ def prepare(model: nn.Module, x: Tensor, head: Rule | None = None, *targets: Ten
     check_floating(x, "x")
     if x.dim() == 0:
         raise ValueError("x must be a batch [B, ...], got a scalar")
-    if isinstance(model, Bound):
-        graph = graph_of(model.model, model.signature)
-        tensors = graph.tensors(x, model.given)
-    else:
-        graph = graph_of(model)
-        tensors = graph.tensors(x)
+    network, *call = (model.model, model.signature) if isinstance(model, Bound) else (model,)
+    graph = graph_of(network, *call)
+    if graph.whole:
+        refuse_wrappers(network)
+    tensors = graph.tensors(x, model.given if isinstance(model, Bound) else ())
     if graph.structure is not None:
         got = type(graph.structure).__name__
         raise TypeError(f"model must return one tensor, or output= select one; got {got}")

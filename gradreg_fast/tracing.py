@@ -34,6 +34,7 @@ from gradreg_fast.rules.registry import (
 )
 from gradreg_fast.signature import Signature
 from gradreg_fast.snapshot import has_hooks, reweighted
+from gradreg_fast.wrappers import wrapper_in
 
 _converting = threading.RLock()  # fx patches `nn.Module` for the whole process while it traces
 if hasattr(os, "register_at_fork"):  # nor may a child begin in the middle of that
@@ -73,6 +74,9 @@ def trace(model: nn.Module, signature: Signature, hooks: bool) -> Graph:
     reason = why_opaque(model) if hooks else None
     if reason:
         raise Untraceable(reason)
+    wrapper = wrapper_in(model)
+    if wrapper:
+        raise Untraceable(f"it has a {wrapper} in it, which must see its own forward")
     with _converting, _everything_restored(model):
         try:
             root = _Root(model, signature, hooks)

@@ -42,11 +42,7 @@ class BatchNormTrain(Rule):
         running_mean, running_var, batches = extras
         if x.numel() == x.shape[1]:
             raise ValueError(f"batch statistics need more than one value per channel, got an input of {tuple(x.shape)}")
-        if batches is not None:
-            batches.add_(1)
-        momentum = self.momentum
-        if momentum is None:  # cumulative average
-            momentum = 0.0 if batches is None else 1.0 / float(batches)
+        momentum = self._counted(batches)
         y, mean, inverse = torch.native_batch_norm(x, gamma, beta, running_mean, running_var, True, momentum, self.eps)
         return y, (x, mean, inverse)
 
@@ -81,12 +77,109 @@ class BatchNormTrain(Rule):
         gradients.add(0, lambda: ((x - channels(mean, x.dim() - 2)).mul_(d)).sum(dims) * inverse)
         gradients.add(1, lambda: d.sum(dims))
 
+    def _counted(self, batches: Tensor | None) -> float:
+        """Count this batch; the weight of its statistics in the running ones."""
+        if batches is not None:
+            batches.add_(1)
+        if self.momentum is not None:
+            return self.momentum
+        return 0.0 if batches is None else 1.0 / float(batches)  # cumulative average
+
     def _project(self, saved, weight: Tensor | None, stack: Tensor) -> Tensor:
         """``i P (weight v)`` for each member v of the stack."""
         x, mean, inverse = saved
         mask = [True, False, False]
         settings = x, weight, None, None, mean, inverse, True, self.eps, mask
         return stacked([aten.native_batch_norm_backward(v, *settings)[0] for v in stack])
+
+
+class SynchronisedBatchNorm(BatchNormTrain):
+    """`BatchNormTrain` with the statistics of all processes' batches: every mean is theirs together.
+
+    PyTorch's own has no second derivative, and on a CPU no forward. Parameters' gradients are this process's share:
+    they add up to those of the joint batch. All processes must take the same sweeps.
+
+    Args:
+        eps: as `BatchNormTrain` has it.
+        momentum: likewise.
+        group: of the processes; None for all.
+    """
+
+    def __init__(self, eps: float, momentum: float | None, group: object) -> None:
+        super().__init__(eps, momentum)
+        self.group = group
+
+    def forward(self, inputs, parameters, extras):
+        (x,) = inputs
+        gamma, beta = parameters
+        running_mean, running_var, batches = extras
+        if x.numel() == x.shape[1] and not self._several():
+            raise ValueError(f"batch statistics need more than one value per channel, got an input of {tuple(x.shape)}")
+        dims, spatial = [0, *range(2, x.dim())], x.dim() - 2
+        sums = x.sum(dims, dtype=torch.promote_types(x.dtype, torch.float32))
+        sums = self._joint(torch.cat([sums, sums.new_tensor([x.numel() / x.shape[1]])]))
+        size, mean = sums[-1], sums[:-1] / sums[-1]
+        centred = x - channels(mean, spatial)
+        var = self._joint(centred.square().sum(dims)) / size
+        inverse = torch.rsqrt(var + self.eps)
+        momentum = self._counted(batches)
+        if running_mean is not None:
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * (size / (size - 1))).to(running_var.dtype), momentum)
+        y = centred.mul_(channels(inverse if gamma is None else inverse * gamma, spatial))
+        y = y if beta is None else y.add_(channels(beta, spatial))
+        return y.to(x.dtype), (x, mean, inverse, size)
+
+    def curvature(self, saved, parameters, u, xdots, gradients):
+        gamma, (_, _, inverse, size) = parameters[0], saved
+        xhat, spatial = self._standardised(saved), u.dim() - 3
+        u, v = u.to(xhat.dtype), xdots[0].to(xhat.dtype)
+        dims = [0, *range(2, xhat.dim())]
+        products = dot_stacks(u, v).sum(dims)  # [C], of this process
+        own = self._sums(xhat, u), self._sums(xhat, v)
+        joint = self._joint(torch.cat([torch.stack(own).flatten(0, 2), products.unsqueeze(0)])) / size
+        means = joint[:-1].view(2, 2, len(u), -1)
+        (u_mean, u_xhat), (v_mean, v_xhat) = means  # [K, C]
+        S = joint[-1] - (u_mean * v_mean).sum(0) - (u_xhat * v_xhat).sum(0)  # [C]
+        gradients.add(0, lambda: inverse * (products - (own[0] * means[1]).sum((0, 1))))
+        second = dot_stacks(channels(v_xhat, spatial), u).add_(dot_stacks(channels(u_xhat, spatial), v))
+        second -= channels((v_xhat * u_mean + u_xhat * v_mean).sum(0), spatial)
+        second.addcmul_(xhat, channels(S - 2 * (u_xhat * v_xhat).sum(0), spatial))
+        scale = -inverse.square() if gamma is None else -inverse.square() * gamma
+        return (second.mul_(channels(scale, spatial)).to(saved[0].dtype),)
+
+    def gradient(self, saved, parameters, d, gradients):
+        super().gradient(saved[:3], parameters, d, gradients)
+
+    def _project(self, saved, weight, stack):
+        spatial, inverse, size = stack.dim() - 3, saved[2], saved[3]
+        xhat = self._standardised(saved)
+        v = stack.to(xhat.dtype) if weight is None else stack.to(xhat.dtype) * channels(weight, spatial)
+        mean, along = self._joint(self._sums(xhat, v)) / size  # [K, C]
+        projected = (v - channels(mean, spatial)).addcmul_(xhat, channels(along, spatial), value=-1)
+        return projected.mul_(channels(inverse, spatial)).to(stack.dtype)
+
+    def _standardised(self, saved: tuple) -> Tensor:
+        """xhat, fresh."""
+        x, mean, inverse, _ = saved
+        return (x - channels(mean, x.dim() - 2)).mul_(channels(inverse, x.dim() - 2))
+
+    def _sums(self, xhat: Tensor, stack: Tensor) -> Tensor:
+        """Sums of v and of ``v xhat`` over this process's elements: ``[2, K, C]``."""
+        dims = [1, *range(3, stack.dim())]
+        return torch.stack([stack.sum(dims), (stack * xhat).sum(dims)])
+
+    def _joint(self, sums: Tensor) -> Tensor:
+        """Sums over all processes."""
+        if self._several():
+            torch.distributed.all_reduce(sums, group=self.group)
+        return sums
+
+    def _several(self) -> bool:
+        distributed = torch.distributed
+        return (
+            distributed.is_available() and distributed.is_initialized() and distributed.get_world_size(self.group) > 1
+        )
 
 
 class BatchNormEval(Rule):
@@ -281,7 +374,7 @@ def batch_norm(
     return Call(BatchNormEval(eps), (input,), (weight, bias, running_mean, running_var))
 
 
-@module(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+@module(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def batch_norm_module(layer, x, parameter):
     statistics = parameter("running_mean"), parameter("running_var")
     training = layer.training or statistics == (None, None)
@@ -289,6 +382,9 @@ def batch_norm_module(layer, x, parameter):
     if layer.training and not layer.track_running_stats:
         statistics = None, None
     affine = parameter("weight"), parameter("bias")
+    if isinstance(layer, nn.SyncBatchNorm) and layer.training:
+        rule = SynchronisedBatchNorm(layer.eps, layer.momentum, layer.process_group)
+        return Call(rule, (x,), affine, (), (*statistics, batches))
     return batch_norm(x, *statistics, *affine, training, layer.momentum, layer.eps, batches)
 
 

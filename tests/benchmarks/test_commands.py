@@ -2,10 +2,13 @@
 
 import json
 import os
+import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("matplotlib")
 
@@ -35,6 +38,20 @@ def test_train_writes_results_and_a_picture(run, tmp_path):
     assert len(results["engines"]["autograd"]["losses"][0]) == 3
     assert results["largest_loss_difference"] < 1e-4
     assert (tmp_path / "train.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
+def test_two_processes_train_as_one_does(run, tmp_path):
+    arguments = small(tmp_path / "one", "--engine", "gradreg_fast", "--dtype", "float64", "--device", "cpu")
+    run(*arguments)
+    arguments = [str(argument).replace("one", "two") for argument in arguments]
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    root = Path(train.__file__).parents[1]
+    subprocess.run([*torchrun, "-m", "benchmarks", *arguments], cwd=root, check=True, capture_output=True)
+    one, two = (json.loads((tmp_path / name / "train.json").read_text()) for name in ("one", "two"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    losses = (torch.tensor(results["engines"]["gradreg_fast"]["losses"], dtype=torch.float64) for results in (one, two))
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("penalty", train.PENALTIES)

@@ -60,6 +60,7 @@ LAYERS = {
     "batch norm 1d": (SEQUENCE, lambda: nn.BatchNorm1d(4)),
     "batch norm 2d": (IMAGE, lambda: nn.BatchNorm2d(4)),
     "batch norm 3d": (VOLUME, lambda: nn.BatchNorm3d(2).eval()),
+    "batch norm, synchronised": (IMAGE, lambda: nn.SyncBatchNorm(4)),
     "layer norm": (SEQUENCE, lambda: nn.LayerNorm(6)),
     "layer norm, two dimensions": (IMAGE, lambda: nn.LayerNorm((5, 6), bias=False)),
     "layer norm, not affine": (VECTOR, lambda: nn.LayerNorm(6, elementwise_affine=False, eps=0.1)),
