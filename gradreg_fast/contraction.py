@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradreg_fast.engine import Linearization, Terms
 from gradreg_fast.planner import Plan, chunk_size, width
-from gradreg_fast.rules.base import elements, per_sample
+from gradreg_fast.rules.base import at_least_single, elements, per_sample
 
 SMALLEST_BLOCK = 128  # of a symmetric product: smaller ones run too far below a large product's rate
 
@@ -103,21 +103,25 @@ def _squared_lengths(u, dtype):
 
 def _stack_gradients(linearization, plan, state, weights, terms, scale, final):
     (chunks,) = state
-    factor = (2 * weights).to(linearization.like.dtype)
+    factor = 2 * weights
     if plan.bottom:
-        pairs = ((u * per_sample(factor, u[0]), u) for _, u, _ in chunks)
+        pairs = ((scaled(u, factor), u) for _, u, _ in chunks)
         add_gram_gradient(linearization, plan.bottom, terms, pairs, transposed=False)
     while chunks:
         kept, _, measured = chunks.pop()
-        seeds = {plan.bottom: measured * per_sample(factor, measured[0])}
+        seeds = {plan.bottom: scaled(measured, factor)}
         last = final and not chunks
         linearization.push(seeds, cotangents=kept, terms=terms, scale=scale, final=last)
 
 
 def accumulation_dtype(linearization: Linearization) -> torch.dtype:
     """Norms of half-precision gradients are summed, and returned, in float32."""
-    dtype = linearization.like.dtype
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return at_least_single(linearization.like.dtype)
+
+
+def scaled(stack: Tensor, factor: Tensor) -> Tensor:
+    """A stack ``[K, B, ...]`` times each sample's factor ``[B]``, in the stack's dtype."""
+    return (stack * per_sample(factor, stack[0])).to(stack.dtype)
 
 
 # A cut in the middle: J = U V, <U^T U, V V^T>.
@@ -130,7 +134,7 @@ def _contract(linearization, plan, keep):
     w, kept_above = linearization.push({plan.cut: seeds}, plan.top, keep=keep)
     v_measured, w_measured = below(v), above(w)
     V, U = inner_products(v, v_measured), inner_products(w, w_measured)  # V V^T and U^T U, [B, n, n]
-    norms = (U * V).sum((1, 2), dtype=accumulation_dtype(linearization))
+    norms = (U * V).sum((1, 2))
     return norms.clamp_min(0), (kept_below, kept_above, v, w, v_measured, w_measured, U, V)
 
 
@@ -149,13 +153,15 @@ def _contract_gradients(linearization, plan, state, weights, terms):
 
 
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
-    """``<a^i, b^j>`` of each sample for stacks ``[n, B, ...]``: ``[B, n, n]``."""
-    return elements(a).permute(1, 0, 2) @ elements(b).permute(1, 2, 0)
+    """``<a^i, b^j>`` of each sample for stacks ``[n, B, ...]``: ``[B, n, n]``, at least in float32."""
+    a, b = (elements(stack).to(at_least_single(stack.dtype)) for stack in (a, b))
+    return a.permute(1, 0, 2) @ b.permute(1, 2, 0)
 
 
 def mix(M: Tensor, stack: Tensor) -> Tensor:
-    """``sum_j M_ij stack^j`` of each sample: ``M [B, n, n]``, stack ``[n, B, ...]``."""
-    return (M @ elements(stack).transpose(0, 1)).transpose(0, 1).reshape(stack.shape)
+    """``sum_j M_ij stack^j`` of each sample: ``M [B, n, n]``, stack ``[n, B, ...]``, in the stack's dtype."""
+    mixed = M @ elements(stack).transpose(0, 1).to(M.dtype)
+    return mixed.transpose(0, 1).reshape(stack.shape).to(stack.dtype)
 
 
 # The ends: the identity at the input and the output, Gram matrices at the first and the last layer.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from gradreg_fast.autocast import regions, with_casts
 from gradreg_fast.graph import Graph, WholeModel, whole_model
 from gradreg_fast.recorded import pays, recorded
 from gradreg_fast.rules.registry import Value
@@ -79,6 +80,7 @@ class Converted:
         if graph.whole:
             graph.tensors(x, given)  # remembers the buffers
             return _in_pieces(self, plainly, args, kwargs)
+        graph = with_casts(graph, x)
         if not (graph.has_rules and pays(graph, x)):
             return plainly(*args, **kwargs)
         y = recorded(graph, x, graph.tensors(x, given))
@@ -127,7 +129,7 @@ def graph_of(model: nn.Module, signature: Signature = ONE_TENSOR, hooks: bool = 
     known = _CACHE.get(model)
     if known is None or known[0].outdated():
         known = _CACHE[model] = (Snapshot(model), {})
-    graphs, key = known[1], (signature.key, hooks)
+    graphs, key = known[1], (signature.key, hooks, regions())  # a forward may ask for the region
     graph = graphs.get(key)
     if graph is None:
         try:
@@ -142,8 +144,6 @@ def graph_of(model: nn.Module, signature: Signature = ONE_TENSOR, hooks: bool = 
 
 def _left_to_autograd() -> str | None:
     """Why all models are at the moment; None if they are not."""
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        return "autocast is on"
     if _global_hooks():
         return "hooks on all modules are set"
     return None

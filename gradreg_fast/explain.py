@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gradreg_fast import active, functional, planner
+from gradreg_fast.autocast import with_casts, without_autocast
 from gradreg_fast.blocks import with_blocks
 from gradreg_fast.convert import graph_of, original_of
 from gradreg_fast.engine import Linearization, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import kernel_for
+from gradreg_fast.rules.cast import uncast
 from gradreg_fast.rules.conv_block import ConvBlock
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.signature import NONE, bind_call
@@ -137,12 +139,12 @@ def explain(
     model = original_of(model)
     bound, joint = bind_call(model, x, "x", output, model_args, model_kwargs or {})
     with everything_restored(model), torch.no_grad():
-        graph = graph_of(model, bound.signature)
+        graph = with_casts(graph_of(model, bound.signature), joint)
         tensors = graph.tensors(joint, bound.given)
         network = kernel_for(graph, joint, tensors)
         compiled = network is not None and (penalty not in WHOLE_JACOBIAN or network.outputs(tensors) == 1)
         graph = graph if compiled else with_blocks(graph, joint, tensors)
-        _, linearization = linearize(graph, joint, tensors)
+        _, linearization = without_autocast(linearize)(graph, joint, tensors)
     rows = tuple(_row(linearization, i, compiled) for i, node in enumerate(graph.nodes) if node and node.inputs)
     savings, units, autograd_units = _estimate(linearization, penalty, compiled)
     title = f"{type(model).__name__}, {penalty}, x {' x '.join(map(str, joint.shape))} {joint.dtype}"
@@ -155,7 +157,7 @@ def _row(linearization: Linearization, i: int, compiled: bool) -> Row:
     parameters, shape = linearization.parameters[i], linearization.shapes[i]
     return Row(
         node.name,
-        "autograd" if opaque else type(node.rule).__name__,
+        "autograd" if opaque else type(uncast(node.rule)).__name__,
         "autograd" if opaque else "kernel" if kernel else "PyTorch",
         node.rule.flops(parameters, shape),
         _bytes(linearization.saved[i], parameters),

@@ -26,6 +26,7 @@ from gradreg_fast import ops
 from gradreg_fast.compiling import compilable
 from gradreg_fast.engine import Linearization
 from gradreg_fast.recompute import recomputable
+from gradreg_fast.rules.base import at_least_single
 from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.rules.softmax import Softmax
@@ -495,7 +496,7 @@ def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> 
     ops.check_floating(x, "x")
     remember((model.model if isinstance(model, Bound) else model).buffers(), x.device)
     y = model(x)
-    logarithms = torch.log_softmax(y, 1)
+    logarithms = torch.log_softmax(y, 1, dtype=at_least_single(y.dtype))
     return y, reduced((logarithms.exp() * logarithms).flatten(1).sum(1), reduction)
 
 

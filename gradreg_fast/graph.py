@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from gradreg_fast.rules.base import Rule
@@ -114,6 +115,7 @@ class Graph:
         output: the value that the network returns.
         seed: the value whose cotangent is given: the output, or a head on top of it (loss, softmax).
         changing: the modules whose buffers a forward may change, beside the slots that nodes say they update.
+        low: the dtype of the autocast region that its nodes cast for; None if they do not.
         structure: what the model returns, with a `Value` in the place of the output; None for the output itself.
         plans: the planner's memory.
     """
@@ -123,6 +125,7 @@ class Graph:
     output: int
     seed: int
     changing: tuple[weakref.ref[nn.Module], ...] = ()
+    low: torch.dtype | None = None
     structure: object = None
     plans: dict = field(default_factory=dict, compare=False, repr=False)
     _with_head: dict = field(default_factory=dict, compare=False, repr=False)

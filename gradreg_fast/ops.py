@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradreg_fast import active, contraction, planner
+from gradreg_fast.autocast import with_casts, without_autocast
 from gradreg_fast.blocks import with_blocks
 from gradreg_fast.compiling import compilable
 from gradreg_fast.context import (
@@ -32,7 +33,7 @@ from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import kernel_for
 from gradreg_fast.passes import with_passes
 from gradreg_fast.recompute import recomputable
-from gradreg_fast.rules.base import Rule, elements, per_sample
+from gradreg_fast.rules.base import Rule, at_least_single, elements, per_sample
 from gradreg_fast.rules.opaque import Record, recording
 from gradreg_fast.signature import Bound, callable_with
 from gradreg_fast.wrappers import refuse_wrappers
@@ -118,7 +119,7 @@ def prepare(model: nn.Module, x: Tensor, head: Rule | None = None, *targets: Ten
             raise ValueError(f"x must be on the model's device ({slot}: {tensor.device}), got {x.device}")
     if head is not None:
         graph = graph.with_head(head, len(targets))
-    return graph, [*tensors, *targets]
+    return with_casts(graph, x), [*tensors, *targets]
 
 
 def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) -> tuple[Tensor, Tensor]:
@@ -133,9 +134,7 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
     graph = with_passes(with_blocks(graph, x, tensors), x)
     wanted = wanted_now(tensors)
     if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
-        y, linearization = linearize(graph, x, tensors)
-        g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
-        return laid_out_like(y, x), laid_out_like(x.new_zeros(1, *x.shape) if g is None else g, x)
+        return _plain_vjp(graph, tensors, x, cotangent)
     return _ValueAndVjp.apply(graph, wanted, cotangent if given is None else None, x, given, *tensors)
 
 
@@ -159,12 +158,13 @@ def sqnorm(
     if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1 and not mlp.prefers_gram(x, tensors):
         return mlp.value_and_sqnorm(x, None, None, tensors)
     if mlp is not None and isinstance(cotangents, RandomUnits):
-        return mlp.value_and_sqnorm(x, cotangents.draw(mlp.output_shape(x, tensors), x), None, tensors)
+        return mlp.value_and_sqnorm(
+            x, cotangents.draw(mlp.output_shape(x, tensors), x.new_empty(0, dtype=mlp.low or x.dtype)), None, tensors
+        )
     graph = with_passes(with_blocks(graph, x, tensors), x)
     wanted = wanted_now(tensors)
     if not (any(wanted) or differentiable(x)):
-        y, linearization = linearize(graph, x, tensors)
-        return laid_out_like(y, x), _norms(linearization, cotangents, one_output, None)[0]
+        return _plain_sqnorm(graph, tensors, x, cotangents, one_output)
     return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, x, *tensors)
 
 
@@ -182,7 +182,7 @@ def jacobian_distance(graph: Graph, tensors: list, x: Tensor, target: Tensor) ->
     if mlp is not None and mlp.outputs(tensors) == K == 1 and target.dtype == x.dtype and not differentiable(target):
         return mlp.value_and_sqnorm(x, None, target, tensors)
     y, g = stacked_vjp(graph, tensors, x, units)
-    return y, elements(g - target).square().sum((0, 2))
+    return y, elements(g - target).square().sum((0, 2), dtype=at_least_single(g.dtype))
 
 
 def sqnorm_or_estimate(
@@ -215,6 +215,7 @@ class RandomUnits:
 
 class _ValueAndVjp(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(ctx, graph, wanted, make_cotangent, x, cotangent, *tensors):
         ctx.set_materialize_grads(False)
         y, linearization = linearize(graph, x, tensors)
@@ -234,13 +235,14 @@ class _ValueAndVjp(torch.autograd.Function):
             pulled = x.new_zeros(len(seeds), *x.shape)
         g = pulled
         if ctx.proportional and cotangent is not None:
-            g = pulled * per_sample(cotangent.reshape(-1), x)
+            g = (pulled * per_sample(cotangent.reshape(-1), x)).to(x.dtype)
         g = laid_out_like(g, x)
         arguments = (graph, wanted, make_cotangent, x, cotangent, *tensors)
         save(ctx, arguments, linearization, kept, pulled if ctx.proportional else None, cotangent)
         return laid_out_like(y, x), g
 
     @staticmethod
+    @without_autocast
     @closed_form
     def backward(ctx, ybar, gbar):
         linearization, kept, pulled, cotangent = restore(ctx)
@@ -268,6 +270,7 @@ class _ValueAndVjp(torch.autograd.Function):
 
 class _ValueAndSqnorm(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(ctx, graph, wanted, cotangents, one_output, x, *tensors):
         ctx.set_materialize_grads(False)
         y, linearization = linearize(graph, x, tensors)
@@ -278,6 +281,7 @@ class _ValueAndSqnorm(torch.autograd.Function):
         return laid_out_like(y, x), norms
 
     @staticmethod
+    @without_autocast
     @closed_form
     def backward(ctx, ybar, weights):
         linearization, state = restore(ctx)
@@ -296,6 +300,21 @@ class _ValueAndSqnorm(torch.autograd.Function):
             adjoints = {plan.bottom: u[0] * per_sample(scale, u[0])}  # what is left below the push
         xbar = linearization.adjoint(adjoints, terms)
         return None, None, None, None, xbar if x_wanted else None, *terms.totals
+
+
+@without_autocast
+def _plain_vjp(graph, tensors, x, cotangent):
+    """`stacked_vjp` for nobody's gradients."""
+    y, linearization = linearize(graph, x, tensors)
+    g, _ = linearization.pull({graph.seed: seeds_of(linearization, cotangent)})
+    return laid_out_like(y, x), laid_out_like(x.new_zeros(1, *x.shape) if g is None else g, x)
+
+
+@without_autocast
+def _plain_sqnorm(graph, tensors, x, cotangents, one_output):
+    """`sqnorm` for nobody's gradients."""
+    y, linearization = linearize(graph, x, tensors)
+    return laid_out_like(y, x), _norms(linearization, cotangents, one_output, None)[0]
 
 
 def _norms(linearization, cotangents, one_output, keep):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gradreg_fast import contraction
+from gradreg_fast.autocast import without_autocast
 from gradreg_fast.backend import current
 from gradreg_fast.blocks import with_blocks
 from gradreg_fast.context import (
@@ -32,6 +33,7 @@ from gradreg_fast.mlp import HALVES, kernel_for
 from gradreg_fast.planner import adjoints_are_cotangents
 from gradreg_fast.rules.attention import Attention
 from gradreg_fast.rules.base import elements, per_sample
+from gradreg_fast.rules.cast import uncast
 from gradreg_fast.rules.conv import Conv
 from gradreg_fast.rules.conv_block import ConvBlock
 from gradreg_fast.rules.opaque import Opaque
@@ -68,12 +70,13 @@ def _saves_time(linearization: Linearization) -> bool:
     products, convolutions, seconds = 0, 0, 0.0
     for i, node in enumerate(graph.nodes):
         if node and node.inputs:
-            if isinstance(node.rule, WITHOUT_DOUBLE_BACKWARD):
+            rule = uncast(node.rule)
+            if isinstance(rule, WITHOUT_DOUBLE_BACKWARD):
                 return True
-            flops = node.rule.flops(linearization.parameters[i], linearization.shapes[i])
+            flops = rule.flops(linearization.parameters[i], linearization.shapes[i])
             products += flops
-            convolutions += flops if isinstance(node.rule, (Conv, ConvBlock)) else 0
-            seconds += OPAQUE_SECONDS if isinstance(node.rule, Opaque) else NODE_SECONDS
+            convolutions += flops if isinstance(rule, (Conv, ConvBlock)) else 0
+            seconds += OPAQUE_SECONDS if isinstance(rule, Opaque) else NODE_SECONDS
     scaled = adjoints_are_cotangents(linearization)
     return max(SCALED_UNITS * products * scaled, CONVOLUTION_UNITS * convolutions) > seconds * RATE
 
@@ -104,6 +107,7 @@ class _Value(torch.autograd.Function):
     """y, and a tensor without elements by which each `_Pull` depends on y's own backward pass."""
 
     @staticmethod
+    @without_autocast
     def forward(ctx, graph, wanted, x, *tensors):
         ctx.set_materialize_grads(False)
         y, linearization = linearize(graph, x, tensors)
@@ -113,6 +117,7 @@ class _Value(torch.autograd.Function):
         return laid_out_like(y, x), link
 
     @staticmethod
+    @without_autocast
     def backward(ctx, ybar, _):
         handed = ctx.handed.pop(torch._C._current_graph_task_id(), None)
         x_wanted, *wanted = requested(ctx, 2)
@@ -177,6 +182,7 @@ class _Pull(torch.autograd.Function):
     """``J^T c``."""
 
     @staticmethod
+    @without_autocast
     def forward(ctx, linearization, wanted, link, cotangent):
         ctx.set_materialize_grads(False)
         graph = linearization.graph
@@ -188,11 +194,12 @@ class _Pull(torch.autograd.Function):
             pulled = link.new_zeros(1, *linearization.shapes[0])
         g = pulled[0]
         if ctx.proportional:
-            g = g * per_sample(cotangent.reshape(-1), g)
+            g = (g * per_sample(cotangent.reshape(-1), g)).to(g.dtype)
         save(ctx, (linearization, wanted, link, cotangent), linearization, kept, pulled, cotangent)
         return g if ctx.proportional else g.contiguous()
 
     @staticmethod
+    @without_autocast
     @closed_form
     def backward(ctx, gbar):
         linearization, kept, pulled, cotangent = restore(ctx)

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils import checkpoint
 
+from gradreg_fast.autocast import regions
 from gradreg_fast.fuse import fuse
 from gradreg_fast.graph import Given, Graph, Node, PlainValue, Reweighted, Slot, Upstream, slot_of
 from gradreg_fast.rules.opaque import Opaque
@@ -195,8 +196,11 @@ class _Tracer(fx.Tracer):
         self.thread = threading.get_ident()
         self.model = root.model
         self.hooks = root.hooks
+        self.regions = regions()
 
     def create_node(self, *arguments, **keywords) -> fx.Node:
+        if regions() != self.regions:
+            raise Untraceable("it switches autocast")
         frame = sys._getframe()
         while frame is not None:
             if frame.f_code.co_filename == checkpoint.__file__:

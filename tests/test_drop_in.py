@@ -444,14 +444,9 @@ def test_only_modules(model):
         convert(model)
 
 
-def test_scripts_and_autocast_are_left_alone():
+def test_scripts_are_left_alone():
     script = torch.jit.script(mlp())
     assert convert(script) is script
-    model, x = mlp().float(), torch.randn(3, 4, dtype=torch.float32, requires_grad=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = convert(model)(x)
-    assert y.dtype == torch.bfloat16
-    assert type(y.grad_fn).__name__ != "_ValueBackward"
 
 
 @pytest.mark.parametrize("outputs", [1, 3])

@@ -218,6 +218,11 @@ def dot_stacks(u: Tensor, xdot: Tensor) -> Tensor:
     return u[0] * xdot[0] if len(u) == 1 else (u * xdot).sum(0)
 
 
+def at_least_single(dtype: torch.dtype) -> torch.dtype:
+    """The dtype, or float32 for half precisions."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Whether the channels of ``x [B, C, H, W]`` lie next to each other in memory, and its pixels do not."""
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()

@@ -183,6 +183,10 @@ class Einsum(Multilinear):
         return result.sum_to_size(*result.shape[:stacked], *operand.shape)
 
 
+class Bilinear(Einsum):
+    """``x_1^T W_o x_2`` for each output o, which autocast does not cast down."""
+
+
 class Quotient(Rule):
     """``y = a / b``, shapes broadcast: ``ydot = (adot - y bdot) / b``."""
 
@@ -300,7 +304,7 @@ def einsum(equation, *operands):
 
 @function(functional.bilinear)
 def bilinear(input1, input2, weight, bias=None):
-    product = einsum("...i,oij,...j->...o", input1, weight, input2)
+    product = multilinear(Bilinear, (input1, weight, input2), ("...i", "oij", "...j"), "...o")
     return product if bias is None else add(product, bias)
 
 
