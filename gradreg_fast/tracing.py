@@ -265,9 +265,8 @@ class _Converter:
         if self.counters & {slot for node in self.nodes[1:] for slot in (*node.slots, *node.updated)}:
             raise Untraceable("it changes a buffer in place that the layers read")
         structure = None if output is value else _ordinary(output)
-        return Graph(
-            tuple(self.nodes), tuple(self.slot_list), value.index, value.index, tuple(self.changing), structure
-        )
+        nodes, slots, changing = tuple(self.nodes), tuple(self.slot_list), tuple(self.changing)
+        return Graph(nodes, slots, value.index, value.index, changing, structure=structure)
 
     def differentiated(self) -> list[Value]:
         """The input, or its parts."""
