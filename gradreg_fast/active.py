@@ -48,7 +48,7 @@ def preferred(linearization: Linearization, plan: Plan) -> Plan:
 def is_relu_network(linearization: Linearization) -> bool:
     """Whether these are fully connected layers, two hidden ones at least, with ReLU between them, on a CPU."""
     mlp = mlp_of(linearization.graph)
-    if mlp is None or len(mlp.kinds) < 3 or mlp.kinds != (RELU,) * (len(mlp.kinds) - 1) + (0,):
+    if mlp is None or mlp.low or len(mlp.kinds) < 3 or mlp.kinds != (RELU,) * (len(mlp.kinds) - 1) + (0,):
         return False
     tensors = [*hidden(linearization), *weights(linearization)]
     return all(

@@ -60,7 +60,7 @@ def with_casts(graph: Graph, x: Tensor) -> Graph:
             if node and node.inputs:
                 head = i == graph.seed and i != graph.output
                 nodes[i] = replace(node, rule=_casting(node.rule, len(node.inputs), x.device.type, low, head))
-        graph.plans[key] = graph.rewritten(nodes)
+        graph.plans[key] = replace(graph.rewritten(nodes), low=low)
     return graph.plans[key]
 
 

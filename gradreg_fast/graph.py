@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from gradreg_fast.rules.base import Rule
@@ -115,6 +116,7 @@ class Graph:
         seed: the value whose cotangent is given: the output, or a head on top of it (loss, softmax).
         changing: the modules whose buffers a forward may change, beside the slots that nodes say they update.
         structure: what the model returns, with a `Value` in the place of the output; None for the output itself.
+        low: the dtype of the autocast region that its nodes cast for; None if they do not.
         plans: the planner's memory.
     """
 
@@ -124,6 +126,7 @@ class Graph:
     seed: int
     changing: tuple[weakref.ref[nn.Module], ...] = ()
     structure: object = None
+    low: torch.dtype | None = None
     plans: dict = field(default_factory=dict, compare=False, repr=False)
     _with_head: dict = field(default_factory=dict, compare=False, repr=False)
     _needs: dict = field(default_factory=dict, compare=False, repr=False)

@@ -20,6 +20,7 @@ from gradreg_fast.context import closed_form, differentiable, requested
 from gradreg_fast.graph import Graph
 from gradreg_fast.rules import activation
 from gradreg_fast.rules.base import Rule, has_numbers, is_plain
+from gradreg_fast.rules.cast import uncast
 from gradreg_fast.rules.linear import Linear
 from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from gradreg_fast.rules.shape import Reshape
@@ -76,6 +77,7 @@ class Mlp:
         loss: number of the loss on top; 0 for none.
         target: slot of the loss's target.
         curvature_free: piecewise linear, loss included.
+        low: the output's dtype under autocast, where all else is float32; None outside.
     """
 
     before: tuple[Callable[[Tensor], Tensor], ...]
@@ -87,6 +89,7 @@ class Mlp:
     loss: int
     target: int | None
     curvature_free: bool
+    low: torch.dtype | None
 
     def outputs(self, tensors: Sequence[Tensor | None]) -> int:
         """How many outputs a sample has, or the loss on top of them."""
@@ -96,7 +99,7 @@ class Mlp:
         """Whether ``||g||^2`` is much cheaper from the first layer's Gram matrix, which the kernels do not form."""
         n, d = tensors[self.weights[0]].shape
         saved = planner.swept_flops(x.shape[0], n, d) - planner.gram_flops(x.shape[0], n, d)
-        return current() == "auto" and saved > GRAM_SAVINGS
+        return self.low is None and current() == "auto" and saved > GRAM_SAVINGS
 
     def output_shape(self, x: Tensor, tensors: Sequence[Tensor | None]) -> torch.Size:
         """Of what the network returns."""
@@ -108,7 +111,8 @@ class Mlp:
 
     def returned(self, y: Tensor) -> Tensor:
         """The output ``[B, n]`` as the network returns it."""
-        return _through(self.after, y)
+        y = _through(self.after, y)
+        return y if self.low is None else y.to(self.low)
 
     def value_and_vjp(
         self, x: Tensor, cotangent: Tensor | None, tensors: Sequence[Tensor | None]
@@ -151,15 +155,15 @@ class Mlp:
             y, result = self._apply(*single, tensors, measured)
             return y.to(x.dtype), result if measured else result.to(x.dtype)
         stack = 1 if cotangent is None else len(cotangent)
-        if cotangent is not None and cotangent.dim() != 3:
-            cotangent = cotangent.reshape(stack, x.shape[0], len(tensors[self.weights[-1]]))
+        if cotangent is not None:
+            cotangent = cotangent.to(x.dtype).reshape(stack, x.shape[0], len(tensors[self.weights[-1]]))
         x = _through(self.before, x)
         if any(map(differentiable, (x, cotangent, *tensors))):
             y, result = _Sweeps.apply(self, measured, offset, x, cotangent, *tensors)
         else:
             y, g, norms, _ = self.forward_pull(x, cotangent, offset, tensors, stack, keep=False)
             result = norms if measured else g
-        return _through(self.after, y), result
+        return self.returned(y), result
 
     def forward_pull(
         self,
@@ -296,7 +300,7 @@ class Mlp:
         return (
             not self.loss
             and cotangent.shape[1:] == self.output_shape(x, tensors)
-            and cotangent.dtype == x.dtype
+            and cotangent.dtype == (self.low or x.dtype)
             and cotangent.device == x.device
         )
 
@@ -346,12 +350,14 @@ def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp
     rows = _through(mlp.before, x) if mlp.before else x
     if rows.dim() != 2 or rows.shape[0] != x.shape[0] or rows.shape[1] != matrices[0].shape[1]:
         return None  # the PyTorch lines say what is wrong
+    if mlp.low and (_on_cuda(x) or x.dtype != torch.float32):
+        return None  # the kernels compute in float32, as for half precisions on a CPU
     for tensor in (x, *matrices):
         if tensor.dtype != x.dtype or not is_plain(tensor):
             return None
     if _on_cuda(x) and (widest(matrices) > WIDEST_ON_CUDA[x.dtype] or len(matrices) > MAX_DEPTH_ON_CUDA):
         return None
-    if not insists(x.device) and not worthwhile(x, matrices):
+    if not insists(x.device) and not worthwhile(x, matrices, mlp.low or x.dtype):
         return None
     return mlp if available(x.device) and mlp.takes_target(x, tensors) else None
 
@@ -361,15 +367,15 @@ def _on_cuda(x: Tensor) -> bool:
     return KERNELS.get(x.device.type) == "cuda"
 
 
-def worthwhile(x: Tensor, matrices: Sequence[Tensor]) -> bool:
+def worthwhile(x: Tensor, matrices: Sequence[Tensor], dtype: torch.dtype) -> bool:
     """Whether the kernels are faster than the PyTorch lines, by the measured tables."""
     if _on_cuda(x):
         measured = CROSSOVER_ON_CUDA.get(torch.cuda.get_device_capability(x.device), WIDEST_ON_CUDA)
-        return widest(matrices) <= measured[x.dtype]
-    if widest(matrices) <= CROSSOVER[x.dtype]:
+        return widest(matrices) <= measured[dtype]
+    if widest(matrices) <= CROSSOVER[dtype]:
         return True
     threads = torch.get_num_threads()  # kernels divide rows among them, PyTorch's products anything
-    return x.dtype not in HALVES and (threads == 1 or x.shape[0] >= LIBRARY_ROWS * threads)
+    return dtype not in HALVES and (threads == 1 or x.shape[0] >= LIBRARY_ROWS * threads)
 
 
 def widest(matrices: Sequence[Tensor]) -> int:
@@ -401,12 +407,13 @@ def _find_mlp(graph: Graph) -> Mlp | None:
         return None
     loss = 0
     if graph.seed != graph.output:
-        loss = LOSSES.get(type(nodes[-1].rule), -1)
+        loss = LOSSES.get(type(uncast(nodes[-1].rule)), -1)
         nodes, head = nodes[:-1], nodes[-1]
     for node in nodes:
-        kind = type(node.rule)
+        rule = uncast(node.rule)
+        kind = type(rule)
         if kind is Reshape:
-            (after if weights else before).append(node.rule.function)
+            (after if weights else before).append(rule.function)
             activated = True
         elif kind is Linear and not after:
             weights.append(node.slots[0])
@@ -415,7 +422,7 @@ def _find_mlp(graph: Graph) -> Mlp | None:
             settings += [0.0, 0.0]
             activated = False
         elif kind in KINDS and not activated:
-            kinds[-1], settings[-2:] = kind_of(node.rule)
+            kinds[-1], settings[-2:] = kind_of(rule)
             activated = True
         else:
             return None
@@ -426,4 +433,4 @@ def _find_mlp(graph: Graph) -> Mlp | None:
         return None
     target = head.slots[0] if loss else None
     parts = (tuple(part) for part in (before, weights, biases, kinds, settings, after))
-    return Mlp(*parts, loss, target, graph.curvature_free)
+    return Mlp(*parts, loss, target, graph.curvature_free, graph.low)

@@ -158,7 +158,9 @@ def sqnorm(
     if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1 and not mlp.prefers_gram(x, tensors):
         return mlp.value_and_sqnorm(x, None, None, tensors)
     if mlp is not None and isinstance(cotangents, RandomUnits):
-        return mlp.value_and_sqnorm(x, cotangents.draw(mlp.output_shape(x, tensors), x), None, tensors)
+        return mlp.value_and_sqnorm(
+            x, cotangents.draw(mlp.output_shape(x, tensors), x.new_empty(0, dtype=mlp.low or x.dtype)), None, tensors
+        )
     graph = with_passes(with_blocks(graph, x, tensors), x)
     wanted = wanted_now(tensors)
     if not (any(wanted) or differentiable(x)):
