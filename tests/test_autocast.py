@@ -393,6 +393,20 @@ def test_steps_that_overflow_are_skipped():
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
+def test_scales_beyond_half_precision():
+    """What multiplies the float32 norms is never cast down by itself, only together with the small gradients."""
+    model, x, scale = mlp(3), torch.randn(8, 16), 2.0**18
+    with torch.no_grad():
+        model[0].weight.mul_(1e-3)
+    gradients = []
+    for low in (True, False):
+        with region(torch.float16, enabled=low):
+            _, norms = gradreg_fast.jacobian_sqnorm(model, x)
+        gradients.append(torch.autograd.grad(scale * norms.sum(), [layer.weight for layer in model[::2]]))
+    for mine, expected in zip(*gradients, strict=True):
+        assert (mine - expected).norm() <= 1e-2 * expected.norm()
+
+
 @pytest.mark.parametrize("around", [False, True], ids=["region within", "region around"])
 def test_compiled_steps(around):
     make, shape = NETWORKS["dense"]
