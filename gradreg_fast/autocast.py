@@ -26,11 +26,12 @@ from gradreg_fast.rules.norm import BatchNormEval, BatchNormTrain, GroupNorm, La
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.rules.pointwise import PReLU
 from gradreg_fast.rules.product import Bilinear, Einsum, MatrixProduct
-from gradreg_fast.rules.reduce import LogSumExp, Norm, Sum
+from gradreg_fast.rules.reduce import Deviation, LogSumExp, Norm, Sum
 from gradreg_fast.rules.shape import LinearMap
 from gradreg_fast.rules.softmax import Softmax
 
-# How PyTorch's calls behave under autocast, by rule. All others promote their operands and keep the dtype.
+# How PyTorch's calls behave under autocast, by rule (its ATen/autocast_mode.h); all others promote their operands and
+# keep the dtype.
 LOWER = (Linear, Conv, MatrixProduct, Einsum, Attention, PReLU)  # in autocast's dtype
 INSIDE = (BatchNormTrain, BatchNormEval, Standardise)  # in float32, the result in the input's dtype
 SINGLE = {"cpu": (), "cuda": (Softmax, LayerNorm, GroupNorm, Sum, Norm, LogSumExp)}  # in float32, and so is the result
@@ -82,7 +83,7 @@ def _casting(rule: Rule, inputs: int, kind: str, low: torch.dtype, head: bool) -
         return Cast(rule, _single)
     if isinstance(rule, GroupNorm) and rule.groups is None:  # instances' own statistics
         return Cast(rule, _inside)
-    if isinstance(rule, SINGLE[kind]):
+    if isinstance(rule, SINGLE[kind]) and not isinstance(rule, Deviation):
         return Cast(rule, _single)
     if isinstance(rule, INSIDE):
         return Cast(rule, _inside)

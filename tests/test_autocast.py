@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gradreg_fast
-from gradreg_fast import functional, reference
+from gradreg_fast import autocast, functional, reference
 from gradreg_fast.convert import graph_of
 from gradreg_fast.rules.opaque import Opaque
 from tests.parity import evaluate, jacobian_sqnorm, value_and_vjp
@@ -61,13 +61,13 @@ class Attending(nn.Module):
         self.place = nn.Parameter(0.1 * torch.randn(5, 16))
         self.fused = fused
 
-    def forward(self, x):
+    def forward(self, x, single=None):
         x = x + self.place
         q, k, v = self.joint(self.norm(x)).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4).unbind(0)
         if self.fused:
             mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         else:
-            mixed = torch.softmax(q @ k.transpose(-2, -1) * 8**-0.5, -1) @ v
+            mixed = torch.softmax(q @ k.transpose(-2, -1) * 8**-0.5, -1, dtype=single) @ v
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
         return self.head(torch.nn.functional.gelu(x).mean(1))
 
@@ -271,6 +271,20 @@ def test_penalties_that_draw(name):
     for mine, theirs in zip(*results, strict=True):
         assert mine.dtype == theirs.dtype or theirs is results[1][1]
         assert (mine.double() - theirs.double()).norm() <= 3e-2 * max(theirs.double().norm(), scale)
+
+
+def test_casts_of_cuda(monkeypatch):
+    """Softmax, norms and sums in float32: on a CPU like a model that asks for it."""
+    monkeypatch.setitem(autocast.SINGLE, "cpu", autocast.SINGLE["cuda"])
+
+    def theirs(model, x):
+        single = torch.promote_types(x.dtype, torch.float32)
+        return jacobian_sqnorm(lambda x: model(x, single).sum(1, keepdim=True, dtype=single), x)
+
+    def ours(model, x):
+        return gradreg_fast.jacobian_sqnorm(Applied(model, lambda model, x: model(x).sum(1, keepdim=True)), x)
+
+    assert_no_worse(Attending, (4, 5, 16), ours, theirs, torch.bfloat16)
 
 
 def test_nothing_is_left_to_autograd():

@@ -288,7 +288,7 @@ def power(input, exponent):
     if exponent == 2:
         return smooth("square", input)
     if exponent == 0.5:
-        return smooth("sqrt", input)
+        return Call(Smooth(lambda z: z**0.5, *SMOOTH["sqrt"]), (input,))  # a power, also to autocast
     if exponent == -1:
         return smooth("reciprocal", input)
 
