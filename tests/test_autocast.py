@@ -421,6 +421,21 @@ def test_scales_beyond_half_precision():
         assert (mine - expected).norm() <= 1e-2 * expected.norm()
 
 
+@EACH_BACKEND
+def test_scaled_losses_of_critics_stay_in_range():
+    """Adjoints are scaled, as eager scales them, never activations: these are large here and the adjoints small."""
+    model, x, scale = mlp(1, leaky), 200 * torch.randn(8, 16), 2.0**10
+    with torch.no_grad():
+        model[2].weight.mul_(1e-2)
+    gradients = []
+    for low in (True, False):
+        with region(torch.float16, enabled=low):
+            y, g = gradreg_fast.value_and_vjp(model, x)
+        loss = scale * (y.float().sum() + g.square().sum())
+        gradients.append(torch.autograd.grad(loss, model[0].weight)[0])
+    assert (gradients[0] - gradients[1]).norm() <= 1e-2 * gradients[1].norm()
+
+
 @pytest.mark.parametrize("around", [False, True], ids=["region within", "region around"])
 def test_compiled_steps(around):
     make, shape = NETWORKS["dense"]

@@ -1,6 +1,7 @@
 """Any rule in a graph whose values have several dtypes: mixed precision."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,7 +74,9 @@ class Cast(Rule):
     def proportional(self, saved, parameters, u, xdots, scale, gradients):
         gradients = CastGradients(gradients, parameters)
         saved, parameters, dtype, _, _ = saved
-        self.rule.proportional(saved, parameters, _cast(u, dtype), _all(xdots, dtype), _cast(scale, dtype), gradients)
+        # a loss scale times x, which some rules take, may leave float16's range where times u it does not
+        proportional = partial(Rule.proportional, self.rule) if dtype == torch.float16 else self.rule.proportional
+        proportional(saved, parameters, _cast(u, dtype), _all(xdots, dtype), _cast(scale, dtype), gradients)
 
     def flops(self, parameters, shape):
         return self.rule.flops(parameters, shape)
