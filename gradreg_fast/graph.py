@@ -117,6 +117,7 @@ class Graph:
         changing: the modules whose buffers a forward may change, beside the slots that nodes say they update.
         low: the dtype of the autocast region that its nodes cast for; None if they do not.
         structure: what the model returns, with a `Value` in the place of the output; None for the output itself.
+        low: the dtype of the autocast region that its nodes cast for; None if they do not.
         plans: the planner's memory.
     """
 
@@ -127,6 +128,7 @@ class Graph:
     changing: tuple[weakref.ref[nn.Module], ...] = ()
     low: torch.dtype | None = None
     structure: object = None
+    low: torch.dtype | None = None
     plans: dict = field(default_factory=dict, compare=False, repr=False)
     _with_head: dict = field(default_factory=dict, compare=False, repr=False)
     _needs: dict = field(default_factory=dict, compare=False, repr=False)
