@@ -20,7 +20,7 @@ from gradreg_fast.engine import Linearization, Terms
 from gradreg_fast.mlp import KINDS, mlp_of
 from gradreg_fast.planner import Plan, first_linear, width
 from gradreg_fast.rules.activation import ReLU
-from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.base import Rule, has_numbers
 from gradreg_fast.rules.linear import Linear
 
 RELU = KINDS[ReLU][0]
@@ -52,7 +52,7 @@ def is_relu_network(linearization: Linearization) -> bool:
         return False
     tensors = [*hidden(linearization), *weights(linearization)]
     return all(
-        type(tensor) in (Tensor, torch.nn.Parameter)
+        has_numbers(tensor)
         and tensor.dim() == 2
         and KERNELS.get(tensor.device.type) == "cpp"
         and tensor.dtype == tensors[0].dtype

@@ -157,7 +157,7 @@ class Mlp:
         stack = 1 if cotangent is None else len(cotangent)
         if cotangent is not None:
             cotangent = cotangent.to(x.dtype).reshape(stack, x.shape[0], len(tensors[self.weights[-1]]))
-        x = _through(self.before, x)
+        x = self.rows(x)
         if any(map(differentiable, (x, cotangent, *tensors))):
             y, result = _Sweeps.apply(self, measured, offset, x, cotangent, *tensors)
         else:
@@ -347,7 +347,7 @@ def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp
     if current() == "torch":
         return None
     matrices = [tensors[slot] for slot in mlp.weights]
-    rows = _through(mlp.before, x) if mlp.before else x
+    rows = mlp.rows(x)
     if rows.dim() != 2 or rows.shape[0] != x.shape[0] or rows.shape[1] != matrices[0].shape[1]:
         return None  # the PyTorch lines say what is wrong
     if mlp.low and (_on_cuda(x) or x.dtype != torch.float32):

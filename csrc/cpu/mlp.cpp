@@ -74,6 +74,7 @@ bool by_library(const CheckedNetwork& network) {
 template <class T>
 std::vector<Layer<T>> layers_of(const CheckedNetwork& network, const Places& places, int64_t lanes, T* memory) {
     std::vector<Layer<T>> layers;
+    const LibraryProduct<T> multiply = by_library(network) ? &library_product<T> : nullptr;
     for (int64_t l = 0; l < network.depth(); ++l) {
         const Tensor& weight = network.weights[l];
         const int64_t outputs = weight.size(0), inputs = weight.size(1);
@@ -82,7 +83,7 @@ std::vector<Layer<T>> layers_of(const CheckedNetwork& network, const Places& pla
                           Settings{network.settings[2 * l], network.settings[2 * l + 1]},
                           places.weight[l] < 0 ? data<T>(weight) : memory + places.weight[l], places.weight[l] < 0,
                           at(places.transposed[l]), memory + places.bias[l], at(places.state[l]),
-                          at(places.cotangent[l]), by_library(network) ? &library_product<T> : nullptr});
+                          at(places.cotangent[l]), multiply});
     }
     return layers;
 }
@@ -197,11 +198,12 @@ struct Sums {
             if (present) total += round_up(count, 16);
             return place;
         };
+        const bool library = by_library(network);
         for (int64_t l = 0; l < network.depth(); ++l) {
             const int64_t outputs = network.weights[l].size(0), inputs = network.weights[l].size(1);
             const int64_t straight = outputs * round_up(inputs, lanes), turned = inputs * round_up(outputs, lanes);
-            transposed.push_back(!by_library(network) && turned < straight);
-            plain.push_back(by_library(network) || (!transposed[l] && inputs % lanes == 0));
+            transposed.push_back(!library && turned < straight);
+            plain.push_back(library || (!transposed[l] && inputs % lanes == 0));
             weight.push_back(take(std::min(straight, turned), wanted[2 + 2 * l] && !plain[l]));
             bias.push_back(take(outputs, wanted[3 + 2 * l]));
         }
