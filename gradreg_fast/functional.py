@@ -224,7 +224,7 @@ def gradient_penalty(
         y, and the penalty.
     """
     check_reduction(reduction)
-    if not isinstance(centre, (int, float)) or not abs(centre) < float("inf"):
+    if not isinstance(centre, (int, float, torch.SymFloat)) or not abs(centre) < float("inf"):
         raise ValueError(f"centre must be a finite number, got {centre!r}")
     y, norms = _one_output_sqnorm(model, x)
     distance = safe_sqrt(norms) - centre
@@ -248,7 +248,7 @@ def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = 
     if real.shape != fake.shape:
         raise ValueError(f"fake must be shaped like real {tuple(real.shape)}, got {tuple(fake.shape)}")
     shape = (real.shape[0], *(1,) * (real.dim() - 1))
-    place = torch.rand(shape, dtype=real.dtype, device=real.device, generator=generator)
+    place = ops.random(torch.rand, shape, real, generator)
     return torch.lerp(real.detach(), fake.detach(), place)
 
 
@@ -280,7 +280,7 @@ def dragan(
     """
     ops.check_floating(x, "x")
     remember((), x.device if generator is None else None)
-    noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    noise = ops.random(torch.randn, x.shape, x, generator)
     spread = x.detach().std(correction=0) if x.numel() else 0.0
     points = x.detach() + scale * spread * noise
     return gradient_penalty(model, points, centre, reduction=reduction)

@@ -7,7 +7,7 @@ they keep nothing in between and sweep twice (see `gradreg_fast.recompute`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -210,7 +210,13 @@ class RandomUnits:
 
     def draw(self, shape: torch.Size, like: Tensor) -> Tensor:
         """Cotangents of outputs of this shape, with the dtype and device of `like`."""
-        return unit(torch.randn(self.n, *shape, dtype=like.dtype, device=like.device, generator=self.generator))
+        return unit(random(torch.randn, (self.n, *shape), like, self.generator))
+
+
+def random(draw: Callable, shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Numbers drawn by ``torch.rand`` or ``torch.randn``, with another tensor's dtype and device."""
+    chosen = {} if generator is None else {"generator": generator}  # even None would want sizes that are no symbols
+    return draw(shape, dtype=like.dtype, device=like.device, **chosen)
 
 
 class _ValueAndVjp(torch.autograd.Function):
