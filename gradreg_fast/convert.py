@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from gradreg_fast.autocast import regions, with_casts
 from gradreg_fast.compiling import compilable
+from gradreg_fast.context import transformed
 from gradreg_fast.graph import Graph, WholeModel, whole_model
 from gradreg_fast.recorded import pays, recorded
 from gradreg_fast.rules.registry import Value
@@ -86,7 +87,10 @@ class Converted:
         graph = with_casts(graph, x)
         if not (graph.has_rules and pays(graph, x)):
             return plainly(*args, **kwargs)
-        y = recorded(graph, x, graph.tensors(x, given))
+        tensors = graph.tensors(x, given)
+        if transformed((x, *tensors)):
+            return plainly(*args, **kwargs)
+        y = recorded(graph, x, tensors)
         return y if graph.structure is None else substituted(graph.structure, lambda value: y, Value)
 
     def _compiled(self, plainly, args, kwargs):

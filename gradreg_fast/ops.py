@@ -22,6 +22,7 @@ from gradreg_fast.context import (
     closed_form,
     differentiable,
     laid_out_like,
+    refuse_transforms,
     requested,
     restore,
     save,
@@ -68,6 +69,7 @@ def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) 
     if cotangent is None:
         return _first(stacked_vjp(graph, tensors, x, None))
     check_floating(cotangent, "cotangent")
+    refuse_transforms([cotangent])
     return _first(stacked_vjp(graph, tensors, x, cotangent.unsqueeze(0)))
 
 
@@ -111,6 +113,7 @@ def prepare(model: nn.Module, x: Tensor, head: Rule | None = None, *targets: Ten
     if graph.whole:
         refuse_wrappers(network)
     tensors = graph.tensors(x, model.given if isinstance(model, Bound) else ())
+    refuse_transforms((x, *tensors, *targets))
     if graph.structure is not None:
         got = type(graph.structure).__name__
         raise TypeError(f"model must return one tensor, or output= select one; got {got}")
