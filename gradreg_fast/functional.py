@@ -4,7 +4,8 @@ All are called ``penalty(model, x, ...)`` and return ``(y, penalty)``, so that t
 The penalty is the plain quantity of each sample, with no hidden weight or half, reduced over the batch by `reduction`:
 ``"mean"``, ``"sum"`` or ``"none"`` (shape ``[B]``). Where a sample has one output, it may be ``[B]`` or ``[B, 1]``.
 With the further argument ``save="recompute"`` those that are differentiated in closed form keep nothing for the
-backward pass and compute it again there (see `gradreg_fast.recompute`). Models with several inputs, keyword arguments
+backward pass and compute it again there (see `gradreg_fast.recompute`); with ``chunk_size=n`` also n samples at a time
+(see `gradreg_fast.chunks`). Models with several inputs, keyword arguments
 or several results: with ``model_args``, ``model_kwargs``, ``output`` and a tuple or dictionary for x (see
 `gradreg_fast.signature.callable_with`); of the results `output` selects the y that is returned.
 With ``J = dy/dx`` of one sample and ``g = J^T 1``:
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from gradreg_fast import ops
+from gradreg_fast.chunks import chunkable, reduced
 from gradreg_fast.compiling import compilable
 from gradreg_fast.engine import Linearization
 from gradreg_fast.recompute import recomputable
@@ -55,6 +57,7 @@ PENALTIES = (
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def double_backprop(
@@ -102,6 +105,7 @@ def double_backprop(
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def jacobian_frobenius(
@@ -131,6 +135,7 @@ def jacobian_frobenius(
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
@@ -148,6 +153,7 @@ def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[T
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def jacobian_softmax(
@@ -178,6 +184,7 @@ def jacobian_softmax(
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def spectral_projection(
@@ -203,6 +210,7 @@ def spectral_projection(
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def gradient_penalty(
@@ -287,6 +295,7 @@ def dragan(
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
@@ -308,6 +317,7 @@ def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def r2(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
@@ -363,6 +373,7 @@ def r1_r2(
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def eikonal(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
@@ -436,6 +447,7 @@ def jacobian_spectral_norm(
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def gradient_matching(
@@ -517,13 +529,6 @@ def _one_output_sqnorm(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 def safe_sqrt(norms: Tensor) -> Tensor:
     """Square root with derivative zero at zero, as PyTorch's norms have it (its value there is 1e-19, in float32)."""
     return norms.clamp_min(torch.finfo(norms.dtype).tiny).sqrt()
-
-
-def reduced(values: Tensor, reduction: str) -> Tensor:
-    """Values ``[B]`` reduced over the batch; the mean of no samples is zero."""
-    if reduction == "none":
-        return values
-    return values.mean() if reduction == "mean" and values.shape[0] else values.sum()
 
 
 def check_reduction(reduction: str) -> None:

@@ -2,7 +2,8 @@
 
 Both compute values in their forward (sweeps 1 and 2) and closed-form gradients in their backward (sweeps 3 and 4), so
 that a penalty on input gradients is an ordinary first-order operation. With the further argument ``save="recompute"``
-they keep nothing in between and sweep twice (see `gradreg_fast.recompute`).
+they keep nothing in between and sweep twice (see `gradreg_fast.recompute`), with ``chunk_size=n`` for n samples at a
+time (see `gradreg_fast.chunks`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from gradreg_fast import active, contraction, planner
 from gradreg_fast.autocast import with_casts, without_autocast
 from gradreg_fast.blocks import with_blocks
+from gradreg_fast.chunks import chunkable
 from gradreg_fast.compiling import compilable
 from gradreg_fast.context import (
     closed_form,
@@ -44,6 +46,7 @@ Cotangent = Tensor | Callable[[Linearization], Tensor] | None
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with(gradient_like_x=True)
 def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -74,6 +77,7 @@ def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) 
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def jacobian_sqnorm(
