@@ -219,10 +219,45 @@ class TileSums<Exact<N>, size, left_across, right_across> {
                 sums[i][j] = 0;
     }
 
+    // What does not lie across is loaded four deep, of [own, own] sums half the rows at a time where registers are
+    // short.
     __device__ __forceinline__ void add(const N* left, const N* right) {
+        if constexpr (left_across) {
+#pragma unroll 2
+            for (int k = 0; k < Left::depth; ++k) {
+                N a[own], b[own];
+                load_across<Left>(left, down(), k, a);
+                load_across<Right>(right, across(), k, b);
+#pragma unroll
+                for (int i = 0; i < own; ++i)
+#pragma unroll
+                    for (int j = 0; j < own; ++j)
+                        sums[i][j] += a[i] * b[j];
+            }
+        } else if constexpr (right_across) {
+            constexpr int some = own / 2;
 #pragma unroll 1
-        for (int k = 0; k < Left::depth; k += step) {
-            if constexpr (!right_across) {
+            for (int k = 0; k < Left::depth; k += step)
+#pragma unroll
+                for (int first = 0; first < own; first += some) {
+                    Pack<N, step> a[some];
+#pragma unroll
+                    for (int i = 0; i < some; ++i)
+                        a[i] = load_along<Left>(left, down(), first + i, k);
+#pragma unroll
+                    for (int s = 0; s < step; ++s) {
+                        N b[own];
+                        load_across<Right>(right, across(), k + s, b);
+#pragma unroll
+                        for (int i = 0; i < some; ++i)
+#pragma unroll
+                            for (int j = 0; j < own; ++j)
+                                sums[first + i][j] += a[i].of[s] * b[j];
+                    }
+                }
+        } else {
+#pragma unroll 1
+            for (int k = 0; k < Left::depth; k += step) {
                 Pack<N, step> b[own];
 #pragma unroll
                 for (int j = 0; j < own; ++j)
@@ -235,23 +270,6 @@ class TileSums<Exact<N>, size, left_across, right_across> {
 #pragma unroll
                         for (int j = 0; j < own; ++j)
                             sums[i][j] += a.of[s] * b[j].of[s];
-                }
-            } else {
-                Pack<N, step> a[own];
-                if constexpr (!left_across)
-#pragma unroll
-                    for (int i = 0; i < own; ++i)
-                        a[i] = load_along<Left>(left, down(), i, k);
-#pragma unroll
-                for (int s = 0; s < step; ++s) {
-                    N b[own], these[own];
-                    load_across<Right>(right, across(), k + s, b);
-                    if constexpr (left_across) load_across<Left>(left, down(), k + s, these);
-#pragma unroll
-                    for (int i = 0; i < own; ++i)
-#pragma unroll
-                        for (int j = 0; j < own; ++j)
-                            sums[i][j] += (left_across ? these[i] : a[i].of[s]) * b[j];
                 }
             }
         }
