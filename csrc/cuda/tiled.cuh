@@ -6,8 +6,9 @@
 // along `inner` or across it, with rows 16 bytes (across: 8 numbers) apart beyond their length, so that fragments are
 // read without conflicts between banks: by ldmatrix, but for 32-bit operands across. A warp has [size / 2, size / 4]
 // sums: for 128 and 16-bit operands 6 ldmatrix serve 16 products of 4096 operations each. On CUDA cores a thread has
-// [size / 16, size / 16]: for 128, 16 loads of 16 bytes for 256 multiply-adds. Then the sums go through shared memory,
-// so that the epilogue sees pieces of 16 bytes of a row and global memory is read and written along rows.
+// [size / 16, size / 16]: for 128, 16 loads of 16 bytes for 256 multiply-adds or, with an operand across, 4 to 10 loads
+// for 64. Then the sums go through shared memory, so that the epilogue sees pieces of 16 bytes of a row and global
+// memory is read and written along rows.
 //
 // An operand says where a number is:
 //
@@ -219,14 +220,19 @@ class TileSums<Exact<N>, size, left_across, right_across> {
                 sums[i][j] = 0;
     }
 
-    // What does not lie across is loaded four deep, of [own, own] sums half the rows at a time where registers are
-    // short.
+    // Four deep where neither operand lies across; else one after another, for want of registers.
     __device__ __forceinline__ void add(const N* left, const N* right) {
-        if constexpr (left_across) {
+        if constexpr (right_across) {
 #pragma unroll 2
             for (int k = 0; k < Left::depth; ++k) {
                 N a[own], b[own];
-                load_across<Left>(left, down(), k, a);
+                if constexpr (left_across) {
+                    load_across<Left>(left, down(), k, a);
+                } else {
+#pragma unroll
+                    for (int i = 0; i < own; ++i)
+                        a[i] = left[Left::at(line<false>(down(), i), k)];
+                }
                 load_across<Right>(right, across(), k, b);
 #pragma unroll
                 for (int i = 0; i < own; ++i)
@@ -234,27 +240,6 @@ class TileSums<Exact<N>, size, left_across, right_across> {
                     for (int j = 0; j < own; ++j)
                         sums[i][j] += a[i] * b[j];
             }
-        } else if constexpr (right_across) {
-            constexpr int some = own / 2;
-#pragma unroll 1
-            for (int k = 0; k < Left::depth; k += step)
-#pragma unroll
-                for (int first = 0; first < own; first += some) {
-                    Pack<N, step> a[some];
-#pragma unroll
-                    for (int i = 0; i < some; ++i)
-                        a[i] = load_along<Left>(left, down(), first + i, k);
-#pragma unroll
-                    for (int s = 0; s < step; ++s) {
-                        N b[own];
-                        load_across<Right>(right, across(), k + s, b);
-#pragma unroll
-                        for (int i = 0; i < some; ++i)
-#pragma unroll
-                            for (int j = 0; j < own; ++j)
-                                sums[first + i][j] += a[i].of[s] * b[j];
-                    }
-                }
         } else {
 #pragma unroll 1
             for (int k = 0; k < Left::depth; k += step) {
