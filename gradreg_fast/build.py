@@ -50,6 +50,8 @@ SOURCES = (
 CUDA_SOURCES = (
     "cuda/elementwise.cpp",
     "cuda/elementwise.cu",
+    "cuda/layer_norm.cpp",
+    "cuda/layer_norm.cu",
     "cuda/mlp.cpp",
     "cuda/mlp_bfloat16.cu",
     "cuda/mlp_float16.cu",

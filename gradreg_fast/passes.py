@@ -6,6 +6,7 @@ lines is their reference.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -17,10 +18,16 @@ from gradreg_fast.mlp import kind_of
 from gradreg_fast.rules.activation import Activation
 from gradreg_fast.rules.activation_passes import ActivationPasses
 from gradreg_fast.rules.base import Rule
-from gradreg_fast.rules.norm import BatchNormTrain
-from gradreg_fast.rules.norm_passes import BatchNormPasses
+from gradreg_fast.rules.norm import BatchNormTrain, GroupNorm, LayerNorm, RootMeanSquareNorm
+from gradreg_fast.rules.norm_passes import BatchNormPasses, GroupNormPasses, LayerNormPasses, RootMeanSquarePasses
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+NORMALISATIONS: dict[type[Rule], Callable[[Rule], Rule]] = {
+    BatchNormTrain: lambda rule: BatchNormPasses(rule.eps, rule.momentum),
+    GroupNorm: lambda rule: GroupNormPasses(rule.groups, rule.eps),
+    LayerNorm: lambda rule: LayerNormPasses(rule.shape, rule.eps),
+    RootMeanSquareNorm: lambda rule: RootMeanSquarePasses(rule.shape, rule.eps),
+}
 
 
 def with_passes(graph: Graph, x: Tensor) -> Graph:
@@ -36,6 +43,4 @@ def with_passes(graph: Graph, x: Tensor) -> Graph:
 def _pass_for(rule: Rule) -> Rule:
     if isinstance(rule, Activation) and (phi := kind_of(rule)) is not None:
         return ActivationPasses(rule, *phi)
-    if type(rule) is BatchNormTrain:
-        return BatchNormPasses(rule.eps, rule.momentum)
-    return rule
+    return NORMALISATIONS.get(type(rule), lambda rule: rule)(rule)
