@@ -75,6 +75,10 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
     library.def(
         "layer_norm_meet(Tensor u, Tensor v, Tensor x, Tensor? mean, Tensor inverse, Tensor? weight, bool push) -> "
         "Tensor[]");
+    // Passes over contiguous stacks [K, B, ...] (cuda/rows.h): sum_k <a^k_b, b^k_b>, [B], in float32 at least; and
+    // factor_b a^k_b, times b^k_b if given.
+    library.def("dot_samples(Tensor a, Tensor b) -> Tensor");
+    library.def("scale_samples(Tensor a, Tensor? b, Tensor factor) -> Tensor");
     // phi, phi' and phi'' of an activation at z.
     library.def("activation(Tensor z, int kind, float[] settings) -> (Tensor, Tensor, Tensor)");
 }

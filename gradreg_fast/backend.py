@@ -281,6 +281,14 @@ def register_fakes(module: ModuleType) -> None:
         gradient = inverse.new_empty(0 if weight is None else weight.numel())
         return [torch.empty_like(x), gradient, *([torch.empty_like(v)] if push else ())]
 
+    @ops.register_fake("gradreg_fast::dot_samples")
+    def dot_samples(a, b):
+        return a.new_empty(a.shape[1], dtype=torch.promote_types(a.dtype, torch.float32))
+
+    @ops.register_fake("gradreg_fast::scale_samples")
+    def scale_samples(a, b, factor):
+        return torch.empty_like(a)
+
     @ops.register_fake("gradreg_fast::activation")
     def activation(z: Tensor, kind, settings):
         return torch.empty_like(z), torch.empty_like(z), torch.empty_like(z)

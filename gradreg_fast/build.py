@@ -60,6 +60,8 @@ CUDA_SOURCES = (
     "cuda/mlp_tf32.cu",
     "cuda/norm.cpp",
     "cuda/norm.cu",
+    "cuda/rows.cpp",
+    "cuda/rows.cu",
     "cuda/runtime.cu",
 )
 FLAGS = (
