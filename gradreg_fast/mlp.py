@@ -102,7 +102,7 @@ class Mlp:
         return self.low is None and current() == "auto" and saved > GRAM_SAVINGS
 
     def stacks_units(self, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
-        """Whether ``||J||_F^2`` is one stack through the kernels: on CUDA, with no narrower layer and no closed form."""
+        """Whether ``||J||_F^2`` is one stack through the kernels: on CUDA, with no narrower layer, no closed form."""
         hidden = [len(tensors[slot]) for slot in self.weights[:-1]]
         return _on_cuda(x) and not self.loss and len(hidden) > 1 and self.outputs(tensors) <= min(hidden)
 

@@ -1,4 +1,4 @@
-"""Sums over each sample's stack of cotangents, and their adjoint: compiled passes on CUDA devices, else PyTorch lines."""
+"""Sums over each sample's stack of cotangents, and their adjoint: compiled passes on CUDA, else PyTorch lines."""
 
 from __future__ import annotations
 

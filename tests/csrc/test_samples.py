@@ -1,4 +1,6 @@
-"""Passes over stacks of cotangents on CUDA devices, run on the CPU: against float64, and whole norms against autograd."""
+"""Passes over stacks of cotangents on CUDA devices, run on the CPU: against float64, norms against autograd."""
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -57,7 +59,7 @@ def test_norms(cuda_operations, monkeypatch, name):
     if form == "stack":
         monkeypatch.setattr(mlp, "kernel_for", lambda *arguments: None)
         monkeypatch.setattr("gradreg_fast.ops.kernel_for", mlp.kernel_for)
-    layers = [layer for pair in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(*pair), phi())]
+    layers = [layer for pair in pairwise(widths) for layer in (nn.Linear(*pair), phi())]
     model, x = nn.Sequential(*layers[:-1]), torch.randn(4, widths[0])
     graph = graph_of(model)
     tensors = graph.tensors(x)
