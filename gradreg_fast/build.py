@@ -197,8 +197,17 @@ def any_nvcc() -> str:
     home = inside.pop(0) if folders[0] else None
     found = next((nvcc for nvcc in (home, shutil.which("nvcc"), *inside) if nvcc), None)
     if found is None:
-        raise BuildError(f"no nvcc in $CUDA_HOME, PATH or /usr/local/cuda; pip install {' '.join(NVCC_PACKAGES)}")
+        raise BuildError(f"no nvcc in $CUDA_HOME, PATH or /usr/local/cuda; {_where_to_get_nvcc()}")
     return found
+
+
+def _where_to_get_nvcc() -> str:
+    import torch
+
+    version = torch.version.cuda or "13"
+    if version.split(".")[0] == "13":  # as NVCC_PACKAGES; earlier ones have no nvcc
+        return f"pip install {' '.join(NVCC_PACKAGES)}"
+    return f"install the CUDA toolkit {version}"
 
 
 def cache_key(sources: Path, compiler: list[str], nvcc: str | None = None) -> str:
