@@ -54,6 +54,8 @@ SOURCES = (
 CUDA_SOURCES = (
     "cuda/elementwise.cpp",
     "cuda/elementwise.cu",
+    "cuda/layer_norm.cpp",
+    "cuda/layer_norm.cu",
     "cuda/mlp.cpp",
     "cuda/mlp_bfloat16.cu",
     "cuda/mlp_float16.cu",
@@ -62,6 +64,8 @@ CUDA_SOURCES = (
     "cuda/mlp_tf32.cu",
     "cuda/norm.cpp",
     "cuda/norm.cu",
+    "cuda/rows.cpp",
+    "cuda/rows.cu",
     "cuda/runtime.cu",
 )
 FLAGS = (
@@ -197,8 +201,17 @@ def any_nvcc() -> str:
     home = inside.pop(0) if folders[0] else None
     found = next((nvcc for nvcc in (home, shutil.which("nvcc"), *inside) if nvcc), None)
     if found is None:
-        raise BuildError(f"no nvcc in $CUDA_HOME, PATH or /usr/local/cuda; pip install {' '.join(NVCC_PACKAGES)}")
+        raise BuildError(f"no nvcc in $CUDA_HOME, PATH or /usr/local/cuda; {_where_to_get_nvcc()}")
     return found
+
+
+def _where_to_get_nvcc() -> str:
+    import torch
+
+    version = torch.version.cuda or "13"
+    if version.split(".")[0] == "13":  # as NVCC_PACKAGES; earlier ones have no nvcc
+        return f"pip install {' '.join(NVCC_PACKAGES)}"
+    return f"install the CUDA toolkit {version}"
 
 
 def cache_key(sources: Path, compiler: list[str], nvcc: str | None = None) -> str:

@@ -157,6 +157,8 @@ def sqnorm(
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1 and not mlp.prefers_gram(x, tensors):
         return mlp.value_and_sqnorm(x, None, None, tensors)
+    if mlp is not None and cotangents is None and not one_output and mlp.stacks_units(x, tensors):
+        return mlp.value_and_sqnorm(x, mlp.units(x, tensors), None, tensors)
     if mlp is not None and isinstance(cotangents, RandomUnits):
         return mlp.value_and_sqnorm(
             x, cotangents.draw(mlp.output_shape(x, tensors), x.new_empty(0, dtype=mlp.low or x.dtype)), None, tensors

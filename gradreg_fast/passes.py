@@ -6,6 +6,7 @@ them is the reference. On a CPU that serves normalisations; PyTorch's own activa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -17,13 +18,21 @@ from gradreg_fast.mlp import kind_of
 from gradreg_fast.rules.activation import Activation
 from gradreg_fast.rules.activation_passes import ActivationPasses
 from gradreg_fast.rules.base import Rule
-from gradreg_fast.rules.norm import BatchNormTrain
-from gradreg_fast.rules.norm_passes import BatchNormPasses
+from gradreg_fast.rules.norm import BatchNormTrain, GroupNorm, LayerNorm, RootMeanSquareNorm
+from gradreg_fast.rules.norm_passes import BatchNormPasses, GroupNormPasses, LayerNormPasses, RootMeanSquarePasses
 
 DTYPES = {
     "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
     "cpp": (torch.float32, torch.float64),
 }
+NORMALISATIONS: dict[type[Rule], Callable[[Rule], Rule]] = {
+    BatchNormTrain: lambda rule: BatchNormPasses(rule.eps, rule.momentum),
+    GroupNorm: lambda rule: GroupNormPasses(rule.groups, rule.eps),
+    LayerNorm: lambda rule: LayerNormPasses(rule.shape, rule.eps),
+    RootMeanSquareNorm: lambda rule: RootMeanSquarePasses(rule.shape, rule.eps),
+}
+ON_CPU = (BatchNormTrain,)
+"""Normalisations that the CPU's kernels know."""
 
 
 def with_passes(graph: Graph, x: Tensor) -> Graph:
@@ -41,8 +50,8 @@ def with_passes(graph: Graph, x: Tensor) -> Graph:
 
 
 def _pass_for(rule: Rule, kernels: str) -> Rule:
-    if kernels == "cuda" and isinstance(rule, Activation) and (phi := kind_of(rule)) is not None:
+    if kernels == "cpp":
+        return NORMALISATIONS[type(rule)](rule) if type(rule) in ON_CPU else rule
+    if isinstance(rule, Activation) and (phi := kind_of(rule)) is not None:
         return ActivationPasses(rule, *phi)
-    if type(rule) is BatchNormTrain:
-        return BatchNormPasses(rule.eps, rule.momentum)
-    return rule
+    return NORMALISATIONS.get(type(rule), lambda rule: rule)(rule)

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <optional>
-#include <tuple>
 #include <vector>
 
 #include "common/tensors.h"
@@ -107,20 +106,20 @@ struct Sweeps {
         return made;
     }
 
-    std::tuple<Tensor, Tensor> project(const Tensor& v, const Optional& second) const {
+    std::vector<Tensor> project(const Tensor& v, const Optional& second, bool gradients) const {
         const std::vector<T> sums = this->sums(nullptr, data<T>(v));
         std::vector<T> coefficients = this->coefficients();
-        Tensor result = torch::stable::empty_like(v);
-        Tensor told = torch::stable::new_empty(norm.mean, {stack, projected_sums, channels});
         for (int64_t k = 0; k < stack; ++k)
-            for (int64_t c = 0; c < channels; ++c) {
-                const T* const of = sums.data() + k * projected_sums * channels;
-                project(coefficients, of, k, c);
-                T* const to = mutable_data<T>(told) + k * projected_sums * channels + c;
-                to[0] = of[c], to[channels] = of[channels + c] * inverse(c);
-            }
-        pass({nullptr, data<T>(v), stack, data<T>(second), coefficients.data(), mutable_data<T>(result), nullptr});
-        return {result, told};
+            for (int64_t c = 0; c < channels; ++c)
+                project(coefficients, sums.data() + k * projected_sums * channels, k, c);
+        std::vector<Tensor> results{torch::stable::empty_like(v)};
+        pass({nullptr, data<T>(v), stack, data<T>(second), coefficients.data(), mutable_data<T>(results[0]), nullptr});
+        if (!gradients) return results;
+        results.push_back(torch::stable::new_empty(norm.mean, {2, channels}));
+        T* const by_weight = mutable_data<T>(results[1]);
+        for (int64_t c = 0; c < channels; ++c)
+            by_weight[c] = sums[channels + c] * inverse(c), by_weight[channels + c] = sums[c];
+        return results;
     }
 
     std::vector<Tensor> meet(const Tensor& u, const Tensor& v, bool push) const {
@@ -153,14 +152,16 @@ struct Sweeps {
     }
 };
 
-std::tuple<Tensor, Tensor> norm_project(Tensor v, Tensor x, Tensor mean, Tensor inverse, Optional weight,
-                                        Optional second) {
+// J is symmetric, so that `push` changes nothing.
+std::vector<Tensor> norm_project(Tensor v, Tensor x, Tensor mean, Tensor inverse, Optional weight, Optional second,
+                                 bool /*push*/, bool gradients) {
     const Norm norm(x, mean, inverse, weight);
     const int64_t stack = v.size(0);
     norm.check_like(v, stack, "v");
     if (second) norm.check_like(*second, 1, "second");
-    return x.scalar_type() == ScalarType::Float ? Sweeps<float>{norm, stack}.project(v, second)
-                                                : Sweeps<double>{norm, stack}.project(v, second);
+    STD_TORCH_CHECK(!gradients || stack == 1, "gradients are those of one adjoint");
+    return x.scalar_type() == ScalarType::Float ? Sweeps<float>{norm, stack}.project(v, second, gradients)
+                                                : Sweeps<double>{norm, stack}.project(v, second, gradients);
 }
 
 std::vector<Tensor> norm_meet(Tensor u, Tensor v, Tensor x, Tensor mean, Tensor inverse, Optional weight, bool push) {

@@ -48,4 +48,21 @@ inline Type type_of(const torch::stable::Tensor& tensor, const char* name) {
     }
 }
 
+inline void check_like(const torch::stable::Tensor& tensor, const torch::stable::Tensor& x, int64_t stack,
+                       const char* name) {
+    STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, " has the wrong dtype");
+    STD_TORCH_CHECK(tensor.numel() == stack * x.numel(), name, " has the wrong size");
+    check_without_gaps(tensor, name);
+}
+
+// Numbers beside x, in what x's are summed in.
+inline const void* statistic(const torch::stable::Tensor& tensor, const torch::stable::Tensor& x, int64_t count,
+                             const char* name) {
+    using torch::headeronly::ScalarType;
+    const auto wide = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    STD_TORCH_CHECK(tensor.scalar_type() == wide, name, " must be float64 if x is, else float32");
+    STD_TORCH_CHECK(tensor.numel() == count && tensor.is_contiguous(), name, " must have ", count, " numbers");
+    return tensor.const_data_ptr();
+}
+
 }  // namespace gradreg_fast::cuda

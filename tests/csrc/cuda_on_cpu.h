@@ -2,8 +2,9 @@
 //
 //   cuda_on_cpu::launch({grid, block, shared_bytes, order}, [&] { kernel<...>(arguments...); });
 //
-// runs the blocks one after another, and the threads of each in turns, from barrier to barrier, in the order asked for.
-// What a missing barrier lets through in one order shows in another. Shared memory is made anew for each block, filled
+// runs the blocks one after another, and the threads of each in turns, from barrier to barrier, in the order asked for:
+// a warp after another, each as far as it gets, from the first or from the last; or all threads, shuffled. What a
+// missing barrier lets through in one order shows in another. Shared memory is made anew for each block, filled
 // with bytes that are NaN in every format; bytes written around it are noticed, and AddressSanitizer sees its exact
 // size. `launch` throws std::runtime_error where threads wait for each other in vain, leave while others wait at a
 // barrier, or write beyond shared memory. A launch can be told to pass over one of the kernel's barriers: a test that
@@ -245,15 +246,20 @@ inline void run_block(Block& block, Order order, std::mt19937& random) {
     std::vector<int> turns(threads);
     std::iota(turns.begin(), turns.end(), 0);
     if (order == Order::Reversed) std::reverse(turns.begin(), turns.end());
+    const int group = order == Order::Shuffled ? threads : warp_size;  // that go as far as they can before the next do
     while (block.done < threads) {
         if (order == Order::Shuffled) std::shuffle(turns.begin(), turns.end(), random);
         bool progress = false;
-        for (const int i : turns) {
-            if (block.fibers[i].state != State::Ready) continue;
-            resume(block.fibers[i]);
-            if (block.fault) throw std::runtime_error(block.fault);
-            progress = true;
-        }
+        for (int first = 0; first < threads; first += group)
+            for (bool again = true; again;) {
+                again = false;
+                for (int turn = first; turn < std::min(first + group, threads); ++turn) {
+                    if (block.fibers[turns[turn]].state != State::Ready) continue;
+                    resume(block.fibers[turns[turn]]);
+                    if (block.fault) throw std::runtime_error(block.fault);
+                    again = progress = true;
+                }
+            }
         if (!progress)
             throw std::runtime_error(block.done ? "a thread left while others wait at a barrier"
                                                 : "threads wait at different barriers");

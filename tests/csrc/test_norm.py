@@ -69,11 +69,11 @@ def test_passes(name, last, dtype):
     assert second_term.stride() == x.stride() and ydot.stride() == v.stride()
     alone = operations.norm_meet(u, v, *constants, False)
     assert len(alone) == 2 and torch.equal(alone[0], second_term) and torch.equal(alone[1], gradient)
-    near(operations.norm_project(v, *constants, None)[0], mapped)
-    result, sums = operations.norm_project(d[None], *constants, second)
+    (result,) = operations.norm_project(v, *constants, None, True, False)
+    near(result, mapped)
+    result, gradients = operations.norm_project(d[None], *constants, second, False, True)
     near(result[0], xbar + second.double())
-    near(sums[0, 1], weight_bar)
-    near(sums[0, 0], d.double().sum(dims))
+    near(gradients, torch.stack([weight_bar, d.double().sum(dims)]))
 
 
 def near(found, wanted):
@@ -101,12 +101,14 @@ def test_wrong_arguments_are_told():
     x, v, one = torch.randn(3, 4, 5), torch.randn(1, 3, 4, 5), torch.ones(4)
     project, meet = torch.ops.gradreg_fast.norm_project, torch.ops.gradreg_fast.norm_meet
     for message, call in {
-        "mean has the wrong shape": lambda: project(v, x, torch.ones(3), one, None, None),
-        "inverse has the wrong dtype": lambda: project(v, x, one, one.double(), None, None),
-        "x must be contiguous or channels last": lambda: project(v, x.permute(2, 1, 0), one, one, None, None),
-        "x must be float32 or float64": lambda: project(v, x.half(), one, one, None, None),
+        "mean has the wrong shape": lambda: project(v, x, torch.ones(3), one, None, None, True, False),
+        "inverse has the wrong dtype": lambda: project(v, x, one, one.double(), None, None, True, False),
+        "x must be contiguous or channels last": lambda: project(
+            v, x.permute(2, 1, 0), one, one, None, None, True, False
+        ),
+        "x must be float32 or float64": lambda: project(v, x.half(), one, one, None, None, True, False),
         "u has the wrong size": lambda: meet(v[:, :2], v, x, one, one, None, True),
-        "second has the wrong size": lambda: project(v, x, one, one, None, x[:2]),
+        "second has the wrong size": lambda: project(v, x, one, one, None, x[:2], True, False),
     }.items():
         with pytest.raises(RuntimeError, match=message):
             call()
