@@ -101,17 +101,28 @@ def on_fraction(
     >>> y.shape, bool(torch.isclose(penalty, critic.weight.square().sum()))
     (torch.Size([8, 1]), True)
     """
-    check_separable(penalty, model, keywords)
-    batch, (chosen, others) = (x, arguments, keywords), draw(fraction, x)
+    chosen, others = draw(fraction, x)
     if len(others) == 0:
         return penalty(model, x, *arguments, **keywords)
-    x, arguments, keywords = rows_of(batch, chosen)
-    y, value = penalty(model, x, *arguments, **keywords)
-    x, _, keywords = rows_of(batch, others)
+    y, value = on_rows(penalty, chosen, model, x, *arguments, **keywords)
+    x, keywords = rows_of((x, keywords), others)
     y = torch.cat([y, outputs(penalty, model, x, **keywords)])
-    if keywords.get("reduction") == "sum":
-        value = value * (len(y) / len(chosen))
     return torch.empty_like(y).index_copy(0, torch.cat([chosen, others]), y), value
+
+
+def on_rows(
+    penalty: Callable, rows: Tensor, model: nn.Module, x: Tensor | tuple | dict, *arguments, **keywords
+) -> tuple[Tensor, Tensor]:
+    """The output of some of the samples, and the penalty on them, an estimate of that on all.
+
+    Raises:
+        ValueError: as `on_fraction`.
+    """
+    check_separable(penalty, model, keywords)
+    size = len(first_tensor(x))
+    x, arguments, keywords = rows_of((x, arguments, keywords), rows)
+    y, value = penalty(model, x, *arguments, **keywords)
+    return y, value * (size / len(rows)) if keywords.get("reduction") == "sum" else value
 
 
 def draw(fraction: float, x: Tensor | tuple | dict) -> tuple[Tensor, Tensor]:

@@ -514,6 +514,17 @@ def _one_output_sqnorm(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return ops.sqnorm(*ops.prepare(model, x), x, one_output=True)
 
 
+def named(penalty: Callable | str) -> Callable:
+    """The penalty of a name; a function as it is."""
+    if isinstance(penalty, str):
+        if penalty not in PENALTIES:
+            raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, got {penalty!r}")
+        return globals()[penalty]
+    if not callable(penalty):
+        raise TypeError(f"penalty must be a function or a name, got {type(penalty).__name__}")
+    return penalty
+
+
 def safe_sqrt(norms: Tensor) -> Tensor:
     """Square root with derivative zero at zero, as PyTorch's norms have it (its value there is 1e-19, in float32)."""
     return norms.clamp_min(torch.finfo(norms.dtype).tiny).sqrt()

@@ -42,14 +42,8 @@ class WithPenalty(nn.Module):
     ) -> None:
         super().__init__()
         budget.check_fraction(fraction)
-        if isinstance(penalty, str):
-            if penalty not in functional.PENALTIES:
-                raise ValueError(f"penalty must be one of {', '.join(functional.PENALTIES)}, got {penalty!r}")
-            penalty = getattr(functional, penalty)
-        if not callable(penalty):
-            raise TypeError(f"penalty must be a function or a name, got {type(penalty).__name__}")
         self.model = model
-        self.penalty = penalty
+        self.penalty = functional.named(penalty)
         self.schedule = None if every == 1 else budget.Lazy(every)
         self.fraction = fraction
         self.settings = settings
