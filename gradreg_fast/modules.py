@@ -74,6 +74,10 @@ class JacobianReg(nn.Module):
 
     Raises:
         ValueError: if n is neither -1 nor a positive integer.
+
+    >>> network, x = nn.Linear(3, 2), torch.randn(8, 3)
+    >>> y, value = JacobianReg(n=-1)(network, x)
+    >>> torch.testing.assert_close(value, network.weight.square().sum() / 2)
     """
 
     def __init__(self, n: int = 1) -> None:
@@ -95,6 +99,8 @@ class Sine(nn.Module):
 
     Args:
         frequency: their omega_0.
+
+    >>> torch.testing.assert_close(Sine(2.0)(torch.ones(3)), torch.sin(torch.full((3,), 2.0)))
     """
 
     def __init__(self, frequency: float = 30.0) -> None:
