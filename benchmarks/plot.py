@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -67,6 +69,14 @@ def style(*axes: Axes) -> None:
         each.spines[["top", "right"]].set_visible(False)
         each.grid(axis="y", color="#dddddd", linewidth=0.6)
         each.set_axisbelow(True)
+
+
+def intervals(axes: Axes, x: Sequence[float], ends: Sequence[tuple], style: str, colour: str, label: str) -> None:
+    """A line through the means at x, with bars from the lower to the upper ends."""
+    low, middle, high = zip(*ends, strict=True)
+    axes.plot(x, middle, style, color=colour, label=label, markersize=4)
+    if math.isfinite(max(high)):
+        axes.vlines(x, low, high, color=colour, linewidth=1)
 
 
 def plain_ticks(axis: Axis) -> None:

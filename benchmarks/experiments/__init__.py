@@ -20,7 +20,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
-NAMES = ("synthetic_1d",)
+NAMES = (
+    "synthetic_1d",
+    "surrogates",
+    "linear",
+)
 
 
 def load(name: str) -> ModuleType:

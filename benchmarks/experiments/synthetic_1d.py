@@ -10,8 +10,6 @@ Intervals are over functions and seeds.
 
 from __future__ import annotations
 
-import math
-
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
@@ -160,8 +158,8 @@ def findings(rows: list[Row]) -> list[Finding]:
         best = min(WEIGHTS, key=lambda weight: _reduction(of_size, "error", weight)[1])
         text = (
             f"{points} points, {activation} width {width}, weight {SHOWN:g}: the derivative is {said(at)} times that "
-            f"without penalty at the points, {said(between)} times between them. Error there, with the weight that is best "
-            f"for it ({best:g}): {said(_reduction(of_size, 'error', best))} times."
+            f"without penalty at the points, {said(between)} times between them. Error there, with the best weight "
+            f"({best:g}): {said(_reduction(of_size, 'error', best))} times."
         )
         found.append(Finding(text, verdict(between)))
     for start, origin in ORIGINS.items():
@@ -235,7 +233,5 @@ def draw(rows: list[Row]) -> Figure:
 
 
 def _over_weight(axes, rows, measure, colour, style, label):
-    low, middle, high = zip(*(_reduction(rows, measure, weight) for weight in WEIGHTS), strict=True)
-    axes.plot(WEIGHTS, middle, style, color=colour, label=label, markersize=4)
-    if max(high) < math.inf:
-        axes.fill_between(WEIGHTS, low, high, color=colour, alpha=0.12)
+    ends = [_reduction(rows, measure, weight) for weight in WEIGHTS]
+    plot.intervals(axes, WEIGHTS, ends, style, colour, label)
