@@ -62,19 +62,23 @@ def adam(lr: float, steps: int, weight_decay: float = 0.0) -> Callable:
 
 
 class Run:
-    """One network in training: its loss of a batch, its optimiser, the losses and the times of its steps."""
+    """One network in training: its loss of a batch, its optimiser, the losses and the times of its steps.
+
+    `seconds` pass on the clock; `processor_seconds` leave out what other programs took on a machine that is shared.
+    """
 
     def __init__(self, model: nn.Module, loss: Callable[[Batch], Tensor], optimise: Callable):
         self.model, self.loss = model, loss
         self.optimizer, self.schedule = optimise(model.parameters())
         self.losses: list[Tensor] = []
         self.seconds: list[float] = []
+        self.processor_seconds: list[float] = []
 
     def step(self, batch: Batch) -> None:
         """One step of training."""
         synchronise = torch.cuda.synchronize if batch.x.is_cuda else contextlib.nullcontext
         synchronise()
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         self.optimizer.zero_grad()
         loss = self.loss(batch)
         loss.backward()
@@ -82,6 +86,7 @@ class Run:
         self.schedule.step()
         synchronise()
         self.seconds.append(time.perf_counter() - start)
+        self.processor_seconds.append(time.process_time() - processor_start)
         self.losses.append(loss.detach())
 
 

@@ -79,6 +79,18 @@ def intervals(axes: Axes, x: Sequence[float], ends: Sequence[tuple], style: str,
         axes.vlines(x, low, high, color=colour, linewidth=1)
 
 
+def steps(axes: Axes, rows: Sequence) -> None:
+    """Milliseconds of a step with each engine: the median over the cells of medians, and their quartiles."""
+    names = [engine for engine in ENGINE_COLOURS if any(row.engine == engine for row in rows)]
+    for column, engine in enumerate(names):
+        medians = [1e3 * row.outcome["seconds_per_step"][1] for row in rows if row.engine == engine]
+        low, middle, high = spread(medians)
+        bars = [[middle - low], [high - middle]]
+        axes.bar(column, middle, color=ENGINE_COLOURS[engine], alpha=0.7, yerr=bars, capsize=4)
+    axes.set_xticks(range(len(names)), [engine if engine != "none" else "no penalty" for engine in names], fontsize=8)
+    axes.set_ylabel("ms of processor time a step, median and quartiles", fontsize=9)
+
+
 def plain_ticks(axis: Axis) -> None:
     """Numbers such as 0.2 on a logarithmic axis."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

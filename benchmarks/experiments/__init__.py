@@ -3,11 +3,11 @@
 An experiment is a module of this package, named in `NAMES`, with
 
 - a docstring whose first line says what is asked, and `CLAIM`, the key of what it tests in `claims.CLAIMS`;
-- `NEEDS`: the packages that it imports beyond the extra `bench`, each with what installs it;
+- `NEEDS`: packages beyond the extra `bench` and files that it needs, each with what installs it;
 - `cells(quick) -> list[dict]`: the configurations, made of what JSON holds. `weight` is the penalty's; where it is 0 or
   missing, there is no penalty, and the engine is "none". `seed` numbers the repetitions;
 - `run(config, engines) -> {engine: outcome}`: trains one cell with these engines, in lockstep (`loop`); what came out
-  of each, made of what JSON holds. Speed-ups are taken from its `seconds_per_step` (`machine.spread`);
+  of each, made of what JSON holds. Its `seconds_per_step` (`machine.spread` of processor time) give speed-ups;
 - `draw(rows) -> Figure`: one picture that is understood without the text;
 - `findings(rows) -> list[Finding]`: what came out, with its uncertainty, and whether it supports the claim.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 NAMES = (
@@ -25,6 +26,8 @@ NAMES = (
     "surrogates",
     "complexity",
     "linear",
+    "forces",
+    "distance",
 )
 
 
@@ -35,4 +38,8 @@ def load(name: str) -> ModuleType:
 
 def missing(name: str) -> list[str]:
     """What would have to be installed before the experiment can run."""
-    return [install for package, install in load(name).NEEDS.items() if not find_spec(package)]
+    return [install for need, install in load(name).NEEDS.items() if not _is_here(need)]
+
+
+def _is_here(need: str) -> bool:
+    return Path(need).exists() if need.startswith("/") else find_spec(need) is not None

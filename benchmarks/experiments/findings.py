@@ -17,7 +17,7 @@ Written by `python -m benchmarks experiment report` from the results in [experim
 only the abstracts were at hand: the claims are our reading of them, the networks, data sizes and schedules are ours,
 and no number is quoted from either. Intervals are 95% confidence intervals (Student's t) over the repetitions:
 "supports it" and "does not support it" mean that the interval lies wholly on one side, "mixed" that it does not.
-Failures stay in.
+Failures stay in. Times are processor time: the machine was shared.
 """
 
 
@@ -33,8 +33,8 @@ def _speed(rows):
     low, middle, high = quartiles
     ours, plain = cells.median_step(rows, "gradreg_fast"), cells.median_step(rows, "none")
     text = (
-        f"Seconds of a penalised step, autograd / gradreg_fast: {middle:.2f} (quartiles over the cells {low:.2f} to "
-        f"{high:.2f}). Median step of gradreg_fast {1e3 * ours:.2f} ms"
+        f"Processor time of a penalised step, autograd / gradreg_fast: {middle:.2f} (quartiles over the cells "
+        f"{low:.2f} to {high:.2f}). Median step of gradreg_fast {1e3 * ours:.2f} ms"
     )
     return [Finding(text + (f", without penalty {1e3 * plain:.2f} ms." if plain else "."), NOTED)]
 

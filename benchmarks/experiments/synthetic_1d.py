@@ -127,7 +127,7 @@ def _outcome(run, batch, function, shown):
         "largest": away.abs().max().item(),
         "error": (y - function(between)).square().mean().sqrt().item(),
         "error_at": (run.model(batch.x) - batch.target).square().mean().sqrt().item(),
-        "seconds_per_step": machine.spread(run.seconds),
+        "seconds_per_step": machine.spread(run.processor_seconds),
     }
     if shown:
         keep = slice(None, None, 5)
