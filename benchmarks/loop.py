@@ -51,11 +51,11 @@ def sgd(lr: float, steps: int) -> Callable:
     return optimise
 
 
-def adam(lr: float, steps: int, weight_decay: float = 0.0) -> Callable:
+def adam(lr: float, steps: int, weight_decay: float = 0.0, betas: tuple = (0.9, 0.999)) -> Callable:
     """Adam with decoupled weight decay and cosine decay of its rate, for `Run`."""
 
     def optimise(parameters):
-        optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
+        optimizer = torch.optim.AdamW(parameters, lr, betas, weight_decay=weight_decay)
         return optimizer, CosineAnnealingLR(optimizer, steps)
 
     return optimise

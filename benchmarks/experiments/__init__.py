@@ -24,6 +24,7 @@ from types import ModuleType
 NAMES = (
     "synthetic_1d",
     "surrogates",
+    "gan",
     "complexity",
     "linear",
     "forces",

@@ -3,9 +3,9 @@
 The elephant of Debian's `libcgal-demo` (5,558 triangles, one unit tall), and a network 3-64-64-64-1 with softplus units
 (beta 100). It knows points on the surface, whose distance is zero, and the signed distances of few points in the box
 around; the loss is the mean absolute error there, plus 0.1 times `eikonal` at those and as many random points. Adam,
-rate 0.005, cosine decay, 800 steps of 256 surface points, 64 known and 320 random ones. Tested are the distances of 1,000
-other points of the box, and the angle between the gradient and the normal at 1,000 points of the surface. Intervals are
-over five draws of weights and batches; the known distances are always the same.
+rate 0.005, cosine decay, 800 steps of 256 surface points, 64 known and 320 random ones. Tested are the distances of
+1,000 other points of the box, and the angle between the gradient and the normal at 1,000 points of the surface.
+Intervals are over five draws of weights and batches; the known distances are always the same.
 """
 
 from __future__ import annotations

@@ -165,11 +165,15 @@ def findings(rows: list[Row]) -> list[Finding]:
     for start, origin in ORIGINS.items():
         of_start = _stairs(rows, start)
         for weight in values(of_start, "weight"):
-            share = interval(outcomes(of_start, lambda outcome: outcome["at"] / outcome["between"], weight=weight))
+            slopes = outcomes(of_start, lambda outcome: (outcome["at"], outcome["between"]), weight=weight)
+            share = interval([at / between for at, between in slopes if between])
             left = interval(outcomes(of_start, "error_at", weight=weight))
+            flat = sum(not between for _, between in slopes)
             text = (
                 f"SGD from {origin}, {_weight(weight)}: derivative at the points over that between them {said(share)} "
                 f"(the staircase itself: 0); error at the points {said(left)}."
+                + f" Left out of the former: {flat} of {len(slopes)} runs, which diverged and ended as a constant."
+                * bool(flat)
             )
             tells = start == "random" and weight
             found.append(Finding(text, verdict(share, 0.5, less_is_better=False) if tells else NOTED))
