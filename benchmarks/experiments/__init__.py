@@ -23,6 +23,7 @@ from types import ModuleType
 
 NAMES = (
     "synthetic_1d",
+    "synthetic_nd",
     "surrogates",
     "gan",
     "complexity",

@@ -2,8 +2,8 @@
 
 Networks are fitted to three functions from few random points of [-1, 1] with the mean squared error and the squared
 derivative at the points (`jacobian_frobenius`, FrobReg); the derivative is then measured at the points and on a fine
-grid between them. Two hidden layers, Adam, 600 steps of the whole data. In theory the penalty controls nothing:
-a staircase of 2 (N - 1) rectified units, flat at every point and steep between, has neither error nor penalty. SGD
+grid between them. Two hidden layers, Adam, 600 steps of the whole data. In theory the penalty controls nothing: a
+staircase of 2 (N - 1) rectified units, flat at every point and steep between, has neither error nor penalty. SGD
 (momentum, 1,800 steps) starts such a network from random weights, and from the staircase with 1% noise on its weights.
 Intervals are over functions and seeds.
 """
