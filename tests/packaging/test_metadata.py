@@ -34,7 +34,7 @@ def test_an_isolated_build_brings_no_torch(pyproject):
 
 
 def test_extras(pyproject):
-    assert set(pyproject["project"]["optional-dependencies"]) == {"test", "bench", "dev"}
+    assert set(pyproject["project"]["optional-dependencies"]) == {"test", "bench", "experiments", "dev"}
 
 
 def test_version_is_the_same_everywhere(pyproject):
