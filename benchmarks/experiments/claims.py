@@ -45,10 +45,14 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean - half, mean, mean + half
 
 
+def geometric(values: Sequence[float]) -> tuple[float, float, float]:
+    """The same of the geometric mean: for errors, which are positive and differ by factors."""
+    return tuple(map(math.exp, interval([math.log(value) for value in values])))
+
+
 def ratio(values: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
-    """The same of the paired ratios' geometric mean: errors that halve and errors that double weigh the same."""
-    logarithms = [math.log(a / b) for a, b in zip(values, base, strict=True)]
-    return tuple(map(math.exp, interval(logarithms)))
+    """The same of the paired ratios."""
+    return geometric([a / b for a, b in zip(values, base, strict=True)])
 
 
 def said(ends: tuple[float, float, float], form: str = ".2f") -> str:

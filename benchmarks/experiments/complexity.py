@@ -20,7 +20,7 @@ from .. import loop, machine, models, plot
 from ..penalties import Batch
 from . import sampled
 from .cells import Row, outcomes, values
-from .claims import AGAINST, MIXED, SUPPORTS, Finding, interval, ratio, said
+from .claims import AGAINST, MIXED, SUPPORTS, Finding, geometric, ratio, said
 
 CLAIM = "complexity"
 NEEDS = sampled.SMT
@@ -124,7 +124,7 @@ def draw(rows: list[Row]) -> Figure:
         for weight, (label, colour) in KINDS.items():
             for measure, style in (("training", "o-"), ("test", "s:")):
                 of_kind = _errors(rows, measure, name, weight)
-                ends = [interval([each[nodes] for each in of_kind]) for nodes in NODES]
+                ends = [geometric([each[nodes] for each in of_kind]) for nodes in NODES]
                 plot.intervals(panel, NODES, ends, style, colour, f"{label}: {measure} error")
         bounds, searched = chosen(rows, name)
         panel.axvline(statistics.median(bounds), color=plot.AHEAD, linewidth=6, alpha=0.25, label="indicated bound")
@@ -137,5 +137,5 @@ def draw(rows: list[Row]) -> Figure:
         plot.plain_ticks(panel.yaxis)
     plot.style(*axes.flat)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle("How many hidden nodes are enough? (means and 95% confidence over draws; vertical lines: medians)")
+    figure.suptitle("How many hidden nodes are enough? (geometric means, 95% confidence; vertical lines: medians)")
     return figure

@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import loop, machine, models, plot
 from ..penalties import Batch
 from .cells import Row, outcomes, values
-from .claims import Finding, interval, ratio, said, verdict
+from .claims import Finding, geometric, ratio, said, verdict
 from .synthetic_1d import derivative
 
 CLAIM = "distance"
@@ -173,8 +173,8 @@ def findings(rows: list[Row]) -> list[Finding]:
             of_kind = {weight: outcomes(rows, measure, known=known, weight=weight) for weight in KINDS}
             ends = ratio(of_kind[WEIGHT], of_kind[0])
             text = (
-                f"{known} known distances, {label}: {said(interval(of_kind[0]), form)} without the penalty, "
-                f"{said(interval(of_kind[WEIGHT]), form)} with it, {said(ends)} times."
+                f"{known} known distances, {label}: {said(geometric(of_kind[0]), form)} without the penalty, "
+                f"{said(geometric(of_kind[WEIGHT]), form)} with it, {said(ends)} times."
             )
             found.append(Finding(text, verdict(ends)))
     return found
@@ -186,7 +186,7 @@ def draw(rows: list[Row]) -> Figure:
     known = values(rows, "known")
     for panel, (measure, (label, _)) in zip(axes[0], MEASURES.items(), strict=False):
         for weight, (kind, colour) in KINDS.items():
-            ends = [interval(outcomes(rows, measure, known=number, weight=weight)) for number in known]
+            ends = [geometric(outcomes(rows, measure, known=number, weight=weight)) for number in known]
             plot.intervals(panel, known, ends, "o-", colour, kind)
         panel.set(xscale="log", yscale="log", xlabel="points with known distance, besides the surface's")
         panel.set_ylabel(label, fontsize=9)
@@ -205,5 +205,5 @@ def draw(rows: list[Row]) -> Figure:
         title = kind if kind == "the mesh" else f"learned from {KNOWN[-1]} points, {kind}"
         panel.set_title(title, fontsize=10)
         panel.axis("off")
-    figure.suptitle("Signed distance to a mesh (mean, 95% confidence), and the surfaces where the networks are zero")
+    figure.suptitle("Signed distance to a mesh (geometric mean, 95% confidence), and the networks' zero surfaces")
     return figure

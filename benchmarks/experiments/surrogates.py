@@ -23,7 +23,7 @@ from .. import loop, machine, models, plot
 from ..penalties import Batch
 from . import sampled
 from .cells import Row, outcomes, values
-from .claims import NOTED, Finding, interval, ratio, said, verdict
+from .claims import NOTED, Finding, geometric, ratio, said, verdict
 from .synthetic_1d import derivative
 
 CLAIM = "surrogates"
@@ -125,8 +125,8 @@ def findings(rows: list[Row]) -> list[Finding]:
             for kind in ("given", "jenn")
         )
         text = (
-            f"{name}, {JENN_SIZE} samples with gradients: error {said(interval(ours['error']), '.3f')} with "
-            f"gradreg_fast, {said(interval(theirs['error']), '.3f')} with jenn; jenn's seconds over gradreg_fast's "
+            f"{name}, {JENN_SIZE} samples with gradients: error {said(geometric(ours['error']), '.3f')} with "
+            f"gradreg_fast, {said(geometric(theirs['error']), '.3f')} with jenn; jenn's seconds over gradreg_fast's "
             f"{said(ratio(theirs['seconds'], ours['seconds']))}."
         )
         found.append(Finding(text, NOTED))
@@ -140,7 +140,7 @@ def draw(rows: list[Row]) -> Figure:
     for panel, name in zip(axes.flat, names, strict=False):
         for kind in LABELS:
             sizes = [size for size in SIZES if kind != "jenn" or size == JENN_SIZE]
-            ends = [interval(outcomes(rows, "error", data=name, samples=size, gradients=kind)) for size in sizes]
+            ends = [geometric(outcomes(rows, "error", data=name, samples=size, gradients=kind)) for size in sizes]
             plot.intervals(panel, sizes, ends, "P" if kind == "jenn" else "o-", COLOURS[kind], LABELS[kind])
         panel.set(title=name, xscale="log", yscale="log", xlabel="training samples", ylabel="test error (1: the mean)")
         panel.set_xticks(SIZES, SIZES)
@@ -148,5 +148,7 @@ def draw(rows: list[Row]) -> Figure:
         plot.plain_ticks(panel.yaxis)
     plot.style(*axes.flat)
     axes.flat[0].legend(frameon=False, fontsize=9)
-    figure.suptitle(f"Surrogate networks {WIDTH}-{WIDTH}: error against the number of samples (mean, 95% confidence)")
+    figure.suptitle(
+        f"Surrogate networks {WIDTH}-{WIDTH}: error against the number of samples (geometric mean, 95% confidence)"
+    )
     return figure
