@@ -206,16 +206,13 @@ def draw(rows: list[Row]) -> Figure:
             of_method = [_errors(rows, method, data=name, samples=size) for size in SIZES]
             if None not in of_method[0]:
                 shifted = [size * 1.03 ** (i - 2) for size in SIZES]
-                plot.intervals(
-                    panel, shifted, list(map(geometric, of_method)), "o-", colour, LABELS.get(method, method)
-                )
+                ends = list(map(geometric, of_method))
+                plot.intervals(panel, shifted, ends, "o-", colour, LABELS.get(method, method))
         panel.set(title=name, xscale="log", yscale="log", xlabel="training samples", ylabel="test error (1: the mean)")
         panel.set_xticks(SIZES, SIZES)
         panel.minorticks_off()
         plot.plain_ticks(panel.yaxis)
         panel.legend(frameon=False, fontsize=8)
     plot.style(*axes.flat)
-    figure.suptitle(
-        "Linear regression, weights chosen by cross-validation (geometric mean of ten draws, 95% confidence)"
-    )
+    figure.suptitle("Linear regression, weights cross-validated (geometric mean of ten draws, 95% confidence)")
     return figure

@@ -148,7 +148,5 @@ def draw(rows: list[Row]) -> Figure:
         plot.plain_ticks(panel.yaxis)
     plot.style(*axes.flat)
     axes.flat[0].legend(frameon=False, fontsize=9)
-    figure.suptitle(
-        f"Surrogate networks {WIDTH}-{WIDTH}: error against the number of samples (geometric mean, 95% confidence)"
-    )
+    figure.suptitle(f"Surrogate networks {WIDTH}-{WIDTH}: error and number of samples (geometric mean, 95% confidence)")
     return figure
