@@ -300,6 +300,10 @@ def _run_experiment(name, arguments, console):
         task = progress.add_task(name, total=len(configs))
         cells.run(experiment, configs, arguments.engine, results, lambda: progress.advance(task))
     rows = results.rows(configs)
+    done = len({*map(cells.key, (row.config for row in rows))})
+    if done < len(configs):
+        console.print(f"results: {results.path}; told and drawn once all {len(configs)} cells have run, {done} have")
+        return
     for finding in findings.of(experiment, rows):
         console.print(f"- {finding.text} [{finding.verdict}]", markup=False)
     console.print(f"results: {results.path}, {findings.draw(experiment, rows, results.path)}")

@@ -48,8 +48,8 @@ class Results:
         found = defaultdict(list)
         for line in self.lines:
             if "config" in line:
-                found[_key(line["config"])].append(Row(**line))
-        return [row for config in configs for row in found[_key(config)]]
+                found[key(line["config"])].append(Row(**line))
+        return [row for config in configs for row in found[key(config)]]
 
     def commands(self) -> list[dict]:
         """The command and environment of every invocation that wrote here."""
@@ -66,36 +66,36 @@ class Results:
 
 def run(experiment: ModuleType, configs: list[dict], choice: str, results: Results, advance: Callable) -> None:
     """Runs what the file lacks of the cells, and adds it as each ends, when `advance()` is called."""
-    known = {(_key(row.config), row.engine) for row in results.rows(configs)}
+    known = {(key(row.config), row.engine) for row in results.rows(configs)}
     lacking = [
-        tuple(name for name in engines(config, choice) if (_key(config), name) not in known) for config in configs
+        tuple(name for name in engines(config, choice) if (key(config), name) not in known) for config in configs
     ]
     if any(lacking):
         command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
         results.append({"command": command, "environment": machine.environment(torch.get_num_threads(), "cpu")})
     for config, names in zip(configs, lacking, strict=True):
         if names:
-            outcomes = experiment.run(config, names)
-            results.append(*({"config": config, "engine": name, "outcome": each} for name, each in outcomes.items()))
+            ended = experiment.run(config, names)
+            results.append(*({"config": config, "engine": name, "outcome": each} for name, each in ended.items()))
         advance()
 
 
-def _key(config: dict) -> str:
+def key(config: dict) -> str:
+    """What tells a cell from the others."""
     return json.dumps(config, sort_keys=True)
 
 
-def outcomes(rows: list[Row], measure: str | Callable, engine: str | None = None, **config) -> list:
-    """The measure (a name, or a function of the outcome) of all rows with these values in their configuration.
+def outcomes(rows: list[Row], measure: str | Callable, **config) -> list:
+    """The measure (a name, or a function of the outcome) of every cell with these values in its configuration.
 
-    Without an engine, autograd's rows are left out: they repeat gradreg_fast's.
+    Of a cell that autograd ran too, gradreg_fast's outcome is taken, which autograd repeats.
     """
-    wanted = (engine,) if engine else ("gradreg_fast", "none")
-    matching = (
-        row.outcome
-        for row in rows
-        if row.engine in wanted and all(row.config.get(name) == value for name, value in config.items())
-    )
-    return [outcome[measure] if isinstance(measure, str) else measure(outcome) for outcome in matching]
+    chosen: dict[str, Row] = {}  # in the order of the cells, so that those of two weights are pairs
+    for row in rows:
+        matches = all(row.config.get(name) == value for name, value in config.items())
+        if matches and (key(row.config) not in chosen or row.engine != "autograd"):
+            chosen[key(row.config)] = row
+    return [row.outcome[measure] if isinstance(measure, str) else measure(row.outcome) for row in chosen.values()]
 
 
 def values(rows: list[Row], name: str) -> list:
@@ -105,7 +105,7 @@ def values(rows: list[Row], name: str) -> list:
 
 def speedup(rows: list[Row]) -> list[float] | None:
     """Quartiles over the cells of autograd's median seconds a step over gradreg_fast's."""
-    seconds = {(_key(row.config), row.engine): row.outcome.get("seconds_per_step") for row in rows}
+    seconds = {(key(row.config), row.engine): row.outcome.get("seconds_per_step") for row in rows}
     pairs = (
         (each, seconds.get((config, "gradreg_fast")))
         for (config, engine), each in seconds.items()

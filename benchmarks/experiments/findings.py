@@ -15,9 +15,10 @@ HEAD = """# Experiments: do penalties on input gradients help?
 
 Written by `python -m benchmarks experiment report` from the results in [experiments/](experiments). Of the two papers
 only the abstracts were at hand: the claims are our reading of them, the networks, data sizes and schedules are ours,
-and no number is quoted from either. Intervals are 95% confidence intervals (Student's t) over the repetitions, of errors
-and ratios those of the geometric mean: "supports it" and "does not support it" mean that the interval lies wholly on one
-side, "mixed" that it does not. Failures stay in. Times are processor time, because the machine was shared.
+and no number is quoted from either. Intervals are 95% confidence intervals (Student's t) over the repetitions, of
+errors and ratios those of the geometric mean: "supports it" and "does not support it" mean that the interval lies
+wholly on one side, "mixed" that it does not. Failures stay in. Times are processor time, because the machine was
+shared.
 """
 
 

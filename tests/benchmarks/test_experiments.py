@@ -100,12 +100,26 @@ def test_list_names_all(run, capsys):
     assert all(name in printed for name in experiments.NAMES)
 
 
-def test_quick_run_writes_rows_and_a_picture(run, tmp_path):
-    run("run", "synthetic_1d", "--quick", "--engine", "all", "--threads", "1", "--out", str(tmp_path))
-    header, *rows = map(json.loads, (tmp_path / "synthetic_1d.jsonl").read_text().splitlines())
-    assert header["command"].startswith("python -m benchmarks experiment run synthetic_1d --quick")
-    assert {row["engine"] for row in rows} == {"gradreg_fast", "autograd", "none"}
-    assert (tmp_path / "synthetic_1d.png").read_bytes().startswith(b"\x89PNG")
+def test_quick_run_is_told_and_drawn_once_all_cells_have_run(run, tmp_path, capsys):
+    arguments = ("run", "synthetic_nd", "--quick", "--threads", "1", "--out", str(tmp_path), "--engine")
+    run(*arguments, "none")
+    assert "told and drawn once all 8 cells have run, 2 have" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / "synthetic_nd.png").exists()
+    run(*arguments, "all")
+    assert "gradient norm over that without penalty" in capsys.readouterr().out
+    assert (tmp_path / "synthetic_nd.png").read_bytes().startswith(b"\x89PNG")
+    lines = list(map(json.loads, (tmp_path / "synthetic_nd.jsonl").read_text().splitlines()))
+    assert [line["command"].rsplit(" ", 1) for line in lines if "command" in line] == [
+        [f"python -m benchmarks experiment {' '.join(arguments)}", engine] for engine in ("none", "all")
+    ]
+    assert [line["engine"] for line in lines if "engine" in line].count("autograd") == 6
+
+
+def test_autograd_stands_in_for_gradreg_fast_only_where_it_is_alone():
+    rows = [cells.Row({"seed": 0}, "autograd", {"a": 1}), cells.Row({"seed": 0}, "gradreg_fast", {"a": 2})]
+    rows.append(cells.Row({"seed": 1}, "autograd", {"a": 3}))
+    assert cells.outcomes(rows, "a") == [2, 3]
+    assert cells.outcomes(rows, "a", seed=1) == [3]
 
 
 def test_what_is_missing_is_named(run, capsys, monkeypatch):
