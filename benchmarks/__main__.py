@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks train | speed | overhead | plot`, each with `--help`."""
+"""The command line: `python -m benchmarks train | speed | overhead | experiment | plot`, each with `--help`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import BadArgument, data, machine, processes, train
+from . import BadArgument, data, experiments, machine, penalties, processes, train
 from .cases import CASES
+from .experiments import cells, findings
 from .peers import PEERS
 from .speed import Plan, measure
 
@@ -35,11 +36,11 @@ def main() -> None:
 
 def _parser():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Train with gradreg_fast, or time it.")
-    commands = parser.add_subparsers(required=True, metavar="train | speed | overhead | plot")
+    commands = parser.add_subparsers(required=True, metavar="train | speed | overhead | experiment | plot")
     cores = max(1, len(machine.cores()) // processes.WORLD)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def command(name, run, description):
+    def command(name, run, description, commands=commands):
         sub = commands.add_parser(name, help=description, description=description)
         sub.set_defaults(run=run, parser=sub)
         return sub
@@ -47,8 +48,11 @@ def _parser():
     def out(sub):
         sub.add_argument("--out", type=Path, default=Path("out"), help="folder for results and pictures (%(default)s)")
 
-    def common(sub):
+    def threads(sub):
         sub.add_argument("--threads", type=_between(int, 1, cores), default=cores, help="CPU threads (%(default)s)")
+
+    def common(sub):
+        threads(sub)
         sub.add_argument("--device", type=_device, default=device, help="cpu or cuda (%(default)s)")
         out(sub)
 
@@ -76,7 +80,7 @@ def _parser():
         help="of the penalty; of several the best on a validation part of the training data is taken (0.01)",
     )
     sub.add_argument(
-        "--engine", choices=(*train.ENGINES, "all"), default="all", help="none: without penalty (%(default)s)"
+        "--engine", choices=(*penalties.ENGINES, "all"), default="all", help="none: without penalty (%(default)s)"
     )
     sub.add_argument(
         "--dtype",
@@ -118,6 +122,24 @@ def _parser():
     sub.add_argument("--quick", action="store_true", help="a few rounds")
     out(sub)
 
+    sub = commands.add_parser(
+        "experiment", help=(about := "Run the experiments on what is claimed."), description=about
+    )
+    actions = sub.add_subparsers(required=True, metavar="list | run | report")
+    command("list", _list_experiments, "Name every experiment and what it asks.", actions)
+    sub = command("run", _experiment, "Run experiments; what is in the folder already is not run again.", actions)
+    sub.add_argument("names", nargs="+", metavar="NAME", choices=(*experiments.NAMES, "all"), help="as listed, or all")
+    sub.add_argument("--quick", action="store_true", help="small sizes, each experiment in less than a minute")
+    sub.add_argument(
+        "--engine",
+        choices=cells.CHOICES,
+        default="all",
+        help="who penalises; none: only what has no penalty; all: autograd too, but the first seed only (%(default)s)",
+    )
+    threads(sub)
+    out(sub)
+    command("report", _report, f"Write {findings.PAGE.name} from the committed results.", actions)
+
     sub = command("plot", _plot, "Redraw the picture of a results file, beside it.")
     sub.add_argument("results", type=Path, metavar="RESULTS.json", help="written by train, speed or overhead")
     return parser
@@ -157,7 +179,7 @@ def _console():
 
 
 def _train(arguments):
-    engines = tuple(train.ENGINES) if arguments.engine == "all" else (arguments.engine,)
+    engines = tuple(penalties.ENGINES) if arguments.engine == "all" else (arguments.engine,)
     if arguments.projections and not arguments.penalty.startswith("jacobian"):
         raise BadArgument(f"--projections goes with a jacobian_* penalty, got {arguments.penalty}")
     config = train.Config(
@@ -248,6 +270,47 @@ def _speed(arguments):
     report.tables(results, console)
     report.write_csv(results, arguments.out / "speed.csv")
     _finish(results, arguments.out / "speed.json", console)
+
+
+def _list_experiments(arguments):
+    table = Table("name", "what is asked", "must be installed first", box=None)
+    for name in experiments.NAMES:
+        table.add_row(name, experiments.load(name).__doc__.splitlines()[0], "; ".join(experiments.missing(name)))
+    _console().print(table)
+
+
+def _experiment(arguments):
+    torch.set_num_threads(arguments.threads)
+    console = _console()
+    for name in experiments.NAMES if "all" in arguments.names else arguments.names:
+        lacking = "; ".join(experiments.missing(name))
+        if not lacking:
+            _run_experiment(name, arguments, console)
+        elif "all" in arguments.names:
+            console.print(f"{name}: skipped, because it needs: {lacking}")
+        else:
+            raise BadArgument(f"{name} needs: {lacking}")
+
+
+def _run_experiment(name, arguments, console):
+    experiment = experiments.load(name)
+    configs = experiment.cells(arguments.quick)
+    results = cells.Results(arguments.out / f"{name}.jsonl")
+    with _progress(console) as progress:
+        task = progress.add_task(name, total=len(configs))
+        cells.run(experiment, configs, arguments.engine, results, lambda: progress.advance(task))
+    rows = results.rows(configs)
+    done = len({*map(cells.key, (row.config for row in rows))})
+    if done < len(configs):
+        console.print(f"results: {results.path}; told and drawn once all {len(configs)} cells have run, {done} have")
+        return
+    for finding in findings.of(experiment, rows):
+        console.print(f"- {finding.text} [{finding.verdict}]", markup=False)
+    console.print(f"results: {results.path}, {findings.draw(experiment, rows, results.path)}")
+
+
+def _report(arguments):
+    print(findings.write_page())
 
 
 def _overhead(arguments):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +14,9 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from . import BadArgument, overhead
 from .machine import spread
@@ -48,10 +52,50 @@ def draw(path: Path) -> Path:
         raise BadArgument(
             f"RESULTS.json must be a file that train, speed or overhead wrote: {path}: {error!r}"
         ) from error
+    return save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Saves the figure beside a results file."""
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=130)
     plt.close(figure)
     return picture
+
+
+def style(*axes: Axes) -> None:
+    """Two spines, and lines across behind the data."""
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+        each.grid(axis="y", color="#dddddd", linewidth=0.6)
+        each.set_axisbelow(True)
+
+
+def intervals(axes: Axes, x: Sequence[float], ends: Sequence[tuple], style: str, colour: str, label: str) -> None:
+    """A line through the means at x, with bars from the lower to the upper ends."""
+    low, middle, high = zip(*ends, strict=True)
+    axes.plot(x, middle, style, color=colour, label=label, markersize=4)
+    if math.isfinite(max(high)):
+        axes.vlines(x, low, high, color=colour, linewidth=1)
+
+
+def steps(axes: Axes, rows: Sequence) -> None:
+    """Milliseconds of a step with each engine: the median over the cells of medians, and their quartiles."""
+    names = [engine for engine in ENGINE_COLOURS if any(row.engine == engine for row in rows)]
+    for column, engine in enumerate(names):
+        medians = [1e3 * row.outcome["seconds_per_step"][1] for row in rows if row.engine == engine]
+        low, middle, high = spread(medians)
+        bars = [[middle - low], [high - middle]]
+        axes.bar(column, middle, color=ENGINE_COLOURS[engine], alpha=0.7, yerr=bars, capsize=4)
+    axes.set_xticks(range(len(names)), [engine if engine != "none" else "no penalty" for engine in names], fontsize=8)
+    axes.set_ylabel("ms of processor time a step, median and quartiles", fontsize=9)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Numbers such as 0.2 on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
 
 
 def speed(results: dict) -> Figure:
@@ -199,10 +243,7 @@ def train(results: dict) -> Figure:
     for axes in (accuracy, seconds):
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set_xlim(-0.6, len(names) - 0.4)
-    for axes in (losses, accuracy, seconds):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
+    style(losses, accuracy, seconds)
     title = f"{config['model']} on {results['samples']} samples of {config['data']}, {config['penalty']}"
     figure.suptitle(f"{title}, weight {results['weight']:g}\n{_where(results['environment'])}", fontsize=10)
     return figure
