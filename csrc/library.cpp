@@ -57,7 +57,7 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
         "activation_meet(Tensor kept, Tensor u, Tensor xdot, int kind, float[] settings, bool push) -> Tensor[]");
     // phi' d + phi'' w or, if `below`, phi' d + (phi'' / phi') w.
     library.def("activation_bend(Tensor kept, Tensor? d, Tensor w, int kind, float[] settings, bool below) -> Tensor");
-    // Batch normalisation with batch statistics (cuda/norm.h) at x [B, C, ...], which lies as it is or channels last,
+    // Batch normalisation with batch statistics (cpu/norm.h, cuda/norm.h) at x [B, C, ...], which lies as it is or channels last,
     // as do all others; mean, inverse and weight: [C], in float32 where x is in less. J v of a stack [K, B, C, ...],
     // plus `second` if given, and the sums of v and v xhat [K, 2, C].
     library.def(

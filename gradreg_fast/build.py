@@ -46,6 +46,10 @@ SOURCES = (
     "cpu/mlp_avx2.cpp",
     "cpu/mlp_avx512.cpp",
     "cpu/mlp_baseline.cpp",
+    "cpu/norm.cpp",
+    "cpu/norm_avx2.cpp",
+    "cpu/norm_avx512.cpp",
+    "cpu/norm_baseline.cpp",
 )
 CUDA_SOURCES = (
     "cuda/elementwise.cpp",
