@@ -34,7 +34,7 @@ MARKERS = {
     COMPILED: ("|", AHEAD),
 }
 
-MODEL_MARKERS = {"gradreg_fast": ("o", AHEAD), "convert": ("D", "#7bbf95"), "inductor-autograd": ("X", "#d98a1f")}
+MODEL_MARKERS = {"functional": ("o", AHEAD), "convert": ("D", "#7bbf95"), "inductor": ("X", "#d98a1f")}
 
 
 def draw(path: Path) -> Path:

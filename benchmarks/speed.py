@@ -127,7 +127,7 @@ def timed(
 
 def _ready(case, peers, plan, results, report, eager) -> Iterator[tuple[str, Peer]]:
     """The peers that run and are right; the others are entered into `results`."""
-    plain = Plain(case, plan.device, torch.float64).numbers()
+    plain = Plain(case, plan.device, torch.float64).numbers() if Plain.name in peers else None
     truth = eager(case, plan.device, torch.float64).numbers()
     for name, kind in peers.items():
         if reason := kind.unavailable(case, plan.device):

@@ -63,8 +63,15 @@ def deadline(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGPROF, previous)
 
 
-class Eager(Autograd):
+class _Uncounted(Peer):
+    def units(self) -> None:
+        """Not in the table."""
+
+
+class Eager(_Uncounted, Autograd):
     """Eager double backward, where there is one."""
+
+    name = "eager"
 
     def step(self) -> tuple[Tensor, dict]:
         """Under `double_backward`."""
@@ -72,8 +79,14 @@ class Eager(Autograd):
             return super().step()
 
 
-class Converted(Autograd):
-    """The same lines on the drop-in."""
+class Functional(_Uncounted, GradregFast):
+    """One call of `gradreg_fast.functional`."""
+
+    name = "functional"
+
+
+class Converted(_Uncounted, Autograd):
+    """Eager's lines on the drop-in."""
 
     name = "convert"
 
@@ -82,8 +95,10 @@ class Converted(Autograd):
         self.model = gradreg_fast.convert(self.model)
 
 
-class Compiled(InductorAutograd):
-    """`torch.compile` of the eager step, if it takes no longer than `COMPILE_SECONDS`."""
+class Inductor(InductorAutograd):
+    """`torch.compile` of the eager step, if that takes no longer than `COMPILE_SECONDS`."""
+
+    name = "inductor"
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -98,7 +113,7 @@ class Compiled(InductorAutograd):
         self.step = step
 
 
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (GradregFast, Converted, Eager, Compiled)}
+PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Functional, Converted, Inductor, Eager)}
 
 
 @dataclass(frozen=True)
@@ -193,25 +208,21 @@ RECREATED = (
 )
 PACKAGED = (
     _image("timm", "resnet18"),
-    _image("timm", "resnet26"),
-    _image("timm", "resnext50_32x4d"),
-    _image("timm", "resnest14d"),
-    _image("timm", "skresnet18"),
-    _image("timm", "vgg11", num_features=512),
+    _image("timm", "resnext26ts"),
+    _image("timm", "vgg11", num_features=256),
     _image("timm", "densenet121"),
     _image("timm", "dla34"),
+    _image("timm", "hrnet_w18_small"),
     _image("timm", "efficientnet_b0"),
-    _image("timm", "tf_efficientnet_b0"),
+    _image("timm", "tf_mobilenetv3_small_minimal_100"),
     _image("timm", "mobilenetv2_100"),
     _image("timm", "mobilenetv3_small_100"),
     _image("timm", "ghostnet_100"),
     _image("timm", "regnetx_002"),
     _image("timm", "regnety_002"),
     _image("timm", "repvgg_a0"),
-    _image("timm", "hrnet_w18_small"),
     _image("timm", "eca_nfnet_l0"),
     _image("timm", "convnext_atto"),
-    _image("timm", "convmixer_768_32", 56),
     _image("timm", "poolformer_s12"),
     _image("timm", "edgenext_xx_small"),
     _image("timm", "starnet_s1"),
@@ -229,7 +240,6 @@ PACKAGED = (
     _image("torchvision", "shufflenet_v2_x0_5"),
     _image("torchvision", "mnasnet0_5"),
     _image("torchvision", "googlenet", aux_logits=False, init_weights=False),
-    _image("torchvision", "inception_v3", 96, aux_logits=False, init_weights=False),
 )
 ARCHITECTURES = {each.name: each for each in (*RECREATED, *PACKAGED)}
 

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from .machine import spread
-from .zoo import ARCHITECTURES, PEERS, Converted, Eager, GradregFast
+from .zoo import ARCHITECTURES, PEERS, Converted, Eager, Functional, Inductor
 
 COMMITTED = Path(__file__).parent / "results" / "models.csv"
-NAMES = {GradregFast.name: "functional", Converted.name: "`convert`", "inductor-autograd": "Inductor"}
+NAMES = {Functional.name: "functional", Converted.name: "`convert`", Inductor.name: "Inductor"}
 HEADINGS = ("architecture", "batch", "nodes with a rule", "worst error, train", "eval", "eager, ms")
 
 

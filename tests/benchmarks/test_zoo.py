@@ -31,11 +31,11 @@ def test_a_later_run_keeps_the_peers_that_it_leaves_out():
     common = {"parameters": 1, "nodes": 2, "by_autograd": ["a", "a"], "eager_lacks": "", "left_to_autograd": False}
     common["parity"] = {"train": {"functional": 1e-15}, "eval": {"functional": 2e-15}}
     results = {"environment": {"commit": "first"}, "architectures": {}}
-    zoo_table.enter(results, "SIREN", common | {"peers": {"autograd": dict(eager), "gradreg_fast": dict(mine)}})
+    zoo_table.enter(results, "SIREN", common | {"peers": {"eager": dict(eager), "functional": dict(mine)}})
     failed = {"status": "failed", "reason": "not compiled"}
     results["environment"]["commit"] = "second"
-    zoo_table.enter(results, "SIREN", common | {"peers": {"autograd": dict(eager), "inductor-autograd": failed}})
+    zoo_table.enter(results, "SIREN", common | {"peers": {"eager": dict(eager), "inductor": failed}})
     (line,) = zoo_table.rows(results)
-    assert (line["gradreg_fast_time"], line["gradreg_fast_memory"], line["with_rule"]) == (1.5, 2.0, 0)
-    assert (line["commit"], line["inductor-autograd_fails"]) == ("second", "not compiled")
+    assert (line["functional_time"], line["functional_memory"], line["with_rule"]) == (1.5, 2.0, 0)
+    assert (line["commit"], line["inductor_fails"]) == ("second", "not compiled")
     assert "| 1.50 | - | - | 2.00 | - | - |" in zoo_table.markdown([line])
