@@ -1,8 +1,9 @@
-"""The command line: `python -m benchmarks train | speed | overhead | experiment | plot`, each with `--help`."""
+"""The command line: `python -m benchmarks train | speed | models | overhead | experiment | plot`, each with `--help`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 from dataclasses import replace
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import BadArgument, data, experiments, machine, penalties, processes, train
+from . import BadArgument, data, experiments, machine, penalties, processes, train, zoo
 from .cases import CASES
 from .experiments import cells, findings
 from .peers import PEERS
@@ -21,6 +22,7 @@ from .speed import Plan, measure
 
 FULL = {"rounds": 40, "seconds": 60.0, "visit": 0.02}
 QUICK = {"rounds": 7, "seconds": 3.0, "visit": 0.005}
+MODELS = {"rounds": 5, "seconds": 0.0, "visit": 0.02}
 SLOW_TO_COMPILE = ("inductor", "inductor-autograd")
 
 
@@ -36,7 +38,7 @@ def main() -> None:
 
 def _parser():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Train with gradreg_fast, or time it.")
-    commands = parser.add_subparsers(required=True, metavar="train | speed | overhead | experiment | plot")
+    commands = parser.add_subparsers(required=True, metavar="train | speed | models | overhead | experiment | plot")
     cores = max(1, len(machine.cores()) // processes.WORLD)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -118,6 +120,16 @@ def _parser():
     )
     common(sub)
 
+    sub = command(
+        "models", _models, "Check and time whole architectures (timm's and torchvision's too) on one CPU thread."
+    )
+    sub.add_argument("--quick", action="store_true", help="a few small ones and rounds, without Inductor")
+    names, peers = list(zoo.ARCHITECTURES), list(zoo.PEERS)
+    kept = "all by default; what the others gave into the same folder before is kept"
+    sub.add_argument("--only", nargs="+", metavar="NAME", choices=names, help=f"of {', '.join(names)}; {kept}")
+    sub.add_argument("--peers", nargs="+", metavar="PEER", choices=peers, help=f"of {', '.join(peers)}; {kept}")
+    out(sub)
+
     sub = command("overhead", _overhead, "Time a tiny network's step, and the parts of ours, on one CPU thread.")
     sub.add_argument("--quick", action="store_true", help="a few rounds")
     out(sub)
@@ -141,7 +153,7 @@ def _parser():
     command("report", _report, f"Write {findings.PAGE.name} from the committed results.", actions)
 
     sub = command("plot", _plot, "Redraw the picture of a results file, beside it.")
-    sub.add_argument("results", type=Path, metavar="RESULTS.json", help="written by train, speed or overhead")
+    sub.add_argument("results", type=Path, metavar="RESULTS.json", help="written by another command")
     return parser
 
 
@@ -311,6 +323,43 @@ def _run_experiment(name, arguments, console):
 
 def _report(arguments):
     print(findings.write_page())
+
+
+def _models(arguments):
+    from . import report, zoo_table
+
+    names = arguments.only or (zoo.QUICK if arguments.quick else zoo.ARCHITECTURES)
+    peers = arguments.peers or [name for name in zoo.PEERS if not (arguments.quick and name in SLOW_TO_COMPILE)]
+    console = _console()
+    chosen = [zoo.ARCHITECTURES[name] for name in names]
+    left_out = [each for each in chosen if zoo.missing(each.package)]
+    if left_out:
+        packages = " and ".join(dict.fromkeys(each.package for each in left_out))
+        console.print(f"left out for want of {packages}: {', '.join(each.name for each in left_out)}")
+        console.print(f"to install them: {zoo.INSTALL}", soft_wrap=True)
+    plan = Plan(**(QUICK if arguments.quick else MODELS), threads=1, device="cpu")
+    path = arguments.out / "models.json"
+    results = {
+        "kind": "models",
+        "environment": machine.environment(plan.threads, plan.device),
+        "plan": vars(plan),
+        "architectures": json.loads(path.read_text())["architectures"] if path.exists() else {},
+    }
+    chosen = [each for each in chosen if each not in left_out]
+    with _progress(console) as progress:
+        task = progress.add_task("", total=len(chosen))
+        for each in chosen:
+
+            def say(what, name=each.name):
+                progress.update(task, description=f"{name}: {what}")
+
+            measured = zoo.measure(each, list(dict.fromkeys((*peers, zoo.Eager.name))), plan, say)
+            zoo_table.enter(results, each.name, measured)
+            report.write(results, path)
+            progress.advance(task)
+    zoo_table.show(results, console)
+    zoo_table.write_csv(results, path.with_suffix(".csv"))
+    _finish(results, path, console)
 
 
 def _overhead(arguments):
