@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks train | speed | models | overhead | experiment | plot`, each with `--help`."""
+"""The command line: `python -m benchmarks COMMAND`, each with `--help`."""
 
 from __future__ import annotations
 
