@@ -57,10 +57,10 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
         "activation_meet(Tensor kept, Tensor u, Tensor xdot, int kind, float[] settings, bool push) -> Tensor[]");
     // phi' d + phi'' w or, if `below`, phi' d + (phi'' / phi') w.
     library.def("activation_bend(Tensor kept, Tensor? d, Tensor w, int kind, float[] settings, bool below) -> Tensor");
-    // Normalisations with statistics of channels (cuda/norm.h) at x [B, C, ...], which lies as it is or channels last,
-    // as do all others. mean and inverse: [C] of the batch, or [B, groups] of each sample; weight: [C]; all in float32
-    // where x is in less. For a stack v [K, B, C, ...] returns J v if `push`, else J^T v plus `second` if given, and if
-    // wanted (K = 1) the gradients by weight and bias [2, C]: sums of v xhat and of v.
+    // Normalisations with statistics of channels (cpu/norm.h, cuda/norm.h) at x [B, C, ...], which lies as it is or
+    // channels last, as do all others. mean and inverse: [C] of the batch, or [B, groups] of each sample; weight: [C];
+    // all in float32 where x is in less. For a stack v [K, B, C, ...] returns J v if `push`, else J^T v plus `second`
+    // if given, and if wanted (K = 1) the gradients by weight and bias [2, C]: sums of v xhat and of v.
     library.def(
         "norm_project(Tensor v, Tensor x, Tensor mean, Tensor inverse, Tensor? weight, Tensor? second, bool push, "
         "bool gradients) -> Tensor[]");

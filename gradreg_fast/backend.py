@@ -41,6 +41,10 @@ class backend:
     Raises:
         ValueError: if there is no such backend.
         RuntimeError: if it is ``"cpp"`` or ``"cuda"`` and its kernels cannot be used, with the reason.
+
+    >>> with backend("torch"):
+    ...     current()
+    'torch'
     """
 
     def __init__(self, name: str) -> None:

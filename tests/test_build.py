@@ -207,7 +207,7 @@ def test_cuda_kernels_that_do_not_compile_leave_the_others(monkeypatch):
             raise build.BuildError("nvcc broke")
         return "the library without"
 
-    monkeypatch.setattr(build, "is_installed", lambda sources: False)
+    monkeypatch.setattr(build, "installed_library", lambda sources: None)
     monkeypatch.setattr(build, "find_nvcc", lambda: "nvcc")
     monkeypatch.setattr(build, "_load", load)
     assert build.load() == ("the library without", "nvcc broke")

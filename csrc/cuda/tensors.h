@@ -8,6 +8,7 @@
 
 #include <optional>
 
+#include "common/tensors.h"
 #include "cuda/types.h"
 
 // Only a torch with CUDA has it.
@@ -45,14 +46,6 @@ inline Type type_of(const torch::stable::Tensor& tensor, const char* name) {
         default:
             STD_TORCH_CHECK(false, name, " must be float32, float64, bfloat16 or float16");
     }
-}
-
-// Raises unless the tensor's numbers fill one piece of memory, in whatever order.
-inline void check_without_gaps(const torch::stable::Tensor& tensor, const char* name) {
-    int64_t span = 1;
-    for (int64_t dimension = 0; dimension < tensor.dim(); ++dimension)
-        span += (tensor.size(dimension) - 1) * tensor.stride(dimension);
-    STD_TORCH_CHECK(tensor.numel() == 0 || span == tensor.numel(), name, " must have no gaps");
 }
 
 inline void check_like(const torch::stable::Tensor& tensor, const torch::stable::Tensor& x, int64_t stack,
