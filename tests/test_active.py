@@ -11,7 +11,7 @@ import gradreg_fast
 from gradreg_fast import active, functional, ops, planner
 from gradreg_fast.backend import library
 from gradreg_fast.engine import linearize
-from tests.parity import assert_parity, evaluate, jacobian_sqnorm
+from tests.parity import assert_parity, evaluate, jacobian_sqnorm, new_generator
 
 pytestmark = pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}")
 
@@ -211,7 +211,7 @@ def test_the_same_bits_for_any_number_of_threads(dtype):
     try:
         for threads in (1, 2, 3, 3):
             torch.set_num_threads(threads)
-            hidden = [torch.rand(67, n, dtype=dtype, generator=torch.manual_seed(1)) - 0.5 for n in (130, 120)]
+            hidden = [torch.rand(67, n, dtype=dtype, generator=new_generator(1)) - 0.5 for n in (130, 120)]
             weights = [torch.eye(130, dtype=dtype), *(model[i].weight.detach() for i in (2, 4))]
             norms, cotangents = torch.ops.gradreg_fast.active_sqnorm(hidden, weights, True, True)
             gradients = torch.ops.gradreg_fast.active_sqnorm_gradients(

@@ -12,7 +12,7 @@ from gradreg_fast.backend import library
 from gradreg_fast.mlp import kernel_for
 from gradreg_fast.modules import Sine
 
-from ..parity import assert_primitives
+from ..parity import assert_primitives, new_generator
 from . import agreement
 
 pytestmark = pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}")
@@ -172,7 +172,7 @@ class Energy(nn.Module):
         lambda model, x: functional.r1(model, x, reduction="none"),
         lambda model, x: functional.gradient_matching(model, x, x.detach().flip(0)),
         lambda model, x: functional.double_backprop(model, x, x.detach()[:, 0, 0, 0], "mse"),
-        lambda model, x: functional.spectral_projection(model, x, torch.Generator().manual_seed(2)),
+        lambda model, x: functional.spectral_projection(model, x, new_generator(2)),
         lambda model, x: [part.squeeze(0) for part in ops.stacked_vjp(*ops.prepare(model, x), x, None)],
     ],
     ids=["norm", "offset", "loss", "projection", "vjp"],
@@ -188,7 +188,7 @@ def test_reshapes_around_the_layers(call, hidden):
 @pytest.mark.parametrize("outputs", [1, 3])
 def test_random_projections(outputs):
     model, x = network((5, 17, outputs), "softplus"), torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
-    both(lambda model, x: functional.jacobian_frobenius(model, x, 2, torch.Generator().manual_seed(2)), model, x)
+    both(lambda model, x: functional.jacobian_frobenius(model, x, 2, new_generator(2)), model, x)
 
 
 def test_layers_of_different_activations():
