@@ -62,6 +62,7 @@ def linearize(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> tupl
     saved: list = [None] * len(graph.nodes)
     shapes: list = [None] * len(graph.nodes)
     values[0], shapes[0] = x, x.shape
+    tensors = list(tensors)
     for i, node in enumerate(graph.nodes):
         if node is None:
             continue
@@ -69,6 +70,8 @@ def linearize(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> tupl
         extras = [*(values[j] for j in node.extras), *select(node.updated, tensors)]
         values[i], saved[i] = node.rule.forward(inputs, select(node.slots, tensors), extras)
         shapes[i] = getattr(values[i], "shape", None)
+        if i in graph.computed:
+            tensors[graph.computed[i]] = values[i]
         for j in graph.released[i]:
             values[j] = None
     like = values[graph.seed].new_empty(0)
@@ -165,10 +168,11 @@ class Linearization:
         last_meeting = max((i for i in cotangents or () if terms.needs.meeting[i]), default=0)
         for i in range(min(seeds) + 1, (last_meeting if top is None else top) + 1):
             node = self.graph.nodes[i]
-            if i in seeds or not node.inputs or any(j not in tangents for j in node.inputs):
+            if i in seeds or not node.inputs or any(j not in tangents and self.depends(j) for j in node.inputs):
                 continue
             rule, parameters = node.rule, self.parameters[i]
-            xdots = tuple(tangents[j] for j in node.inputs)
+            members = next(len(tangents[j]) for j in node.inputs if j in tangents)
+            xdots = tuple(tangents[j] if j in tangents else self.zeros(j, members) for j in node.inputs)
             if keep is not None and keep[i]:
                 kept[i] = xdots
             further = top is not None or i < last_meeting
@@ -205,7 +209,7 @@ class Linearization:
         for i in range(len(self.graph.nodes) - 1, 0, -1):
             node, d, second = self.graph.nodes[i], adjoints.pop(i, None), terms.second[i]
             terms.second[i] = None
-            if not node.inputs or not needed[i] or (d is None and second is None):
+            if not needed[i] or (d is None and second is None):
                 continue
             further = any(needed[j] for j in node.inputs)
             below = node.rule.descend(self.saved[i], self.parameters[i], d, second, terms.of(node), further)
@@ -214,6 +218,14 @@ class Linearization:
                 if adjoint is not None and needed[j]:
                     adjoints[j] = adjoints[j] + adjoint if j in adjoints else adjoint
         return adjoints.get(0)
+
+    def depends(self, value: int) -> bool:
+        """Whether a value depends on the network's input."""
+        return value == 0 or bool(self.graph.nodes[value].inputs)
+
+    def zeros(self, value: int, members: int) -> Tensor:
+        """A stack of tangents of a value that does not depend on the input."""
+        return self.like.new_zeros(()).expand(members, *self.shapes[value])
 
 
 def select(slots: Sequence[int | None], tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:

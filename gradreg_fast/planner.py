@@ -76,7 +76,7 @@ def candidates(linearization: Linearization, stack: int | None) -> list[Plan]:
     bottoms = [0] if first is None else [0, first]
     if stack is not None:
         return [_swept(linearization, graph.seed, bottom, graph.seed, stack) for bottom in bottoms]
-    opaque = any(node and isinstance(node.rule, Opaque) for node in graph.nodes)
+    opaque = any(node and node.inputs and isinstance(node.rule, Opaque) for node in graph.nodes)
     cuts = [graph.seed] if couples_samples(linearization) or opaque else graph.cuts
     tops = [graph.seed] if last is None else [graph.seed, last]
     plans = [

@@ -13,7 +13,7 @@ from gradreg_fast.rules.activation import sigmoid
 from gradreg_fast.rules.base import Rule, dot_stacks
 from gradreg_fast.rules.call import Call, Parameter, function, is_real, module
 from gradreg_fast.rules.index import cutting
-from gradreg_fast.rules.merge import Affine, add, broadcastable, unbroadcast
+from gradreg_fast.rules.merge import Affine, add, broadcastable, combine, sub, unbroadcast
 from gradreg_fast.rules.pointwise import smooth
 
 
@@ -277,9 +277,29 @@ def div(input, other):
     return Call(Quotient(), (input, other))
 
 
+@function(torch.addcmul, "addcmul", "addcmul_")
+def addcmul(input, tensor1, tensor2, *, value=1):
+    return combine(input, 1, mul(tensor1, tensor2), value)
+
+
+@function(torch.addcdiv, "addcdiv", "addcdiv_")
+def addcdiv(input, tensor1, tensor2, *, value=1):
+    return combine(input, 1, div(tensor1, tensor2), value)
+
+
+@function(torch.lerp, "lerp", "lerp_")
+def lerp(input, end, weight):
+    return add(input, mul(sub(end, input), weight))
+
+
 @function(torch.matmul, torch.bmm, torch.mm, operator.matmul, "matmul", "bmm", "mm")
 def matmul(input, other):
     return multilinear(MatrixProduct, (input, other))
+
+
+@function(torch.addmm, torch.baddbmm, "addmm", "baddbmm")
+def addmm(input, left, right, *, beta=1, alpha=1):
+    return combine(input, beta, matmul(left, right), alpha)
 
 
 @function(torch.einsum)
