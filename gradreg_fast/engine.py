@@ -126,7 +126,7 @@ class Linearization:
         cotangents, kept = dict(seeds), {}
         for i in range(max(seeds), bottom, -1):
             node, u = self.graph.nodes[i], cotangents.pop(i, None)
-            if u is None or not node.inputs:
+            if u is None or not self.graph.dependent[i]:
                 continue
             rule, parameters = node.rule, self.parameters[i]
             pulled = rule.pull(self.saved[i], parameters, u)
@@ -164,11 +164,11 @@ class Linearization:
         Returns:
             The tangent of `top` and what was kept, by node.
         """
-        tangents, kept = dict(seeds), {}
+        tangents, kept, dependent = dict(seeds), {}, self.graph.dependent
         last_meeting = max((i for i in cotangents or () if terms.needs.meeting[i]), default=0)
         for i in range(min(seeds) + 1, (last_meeting if top is None else top) + 1):
             node = self.graph.nodes[i]
-            if i in seeds or not node.inputs or any(j not in tangents and self.depends(j) for j in node.inputs):
+            if i in seeds or not dependent[i] or any(j not in tangents and dependent[j] for j in node.inputs):
                 continue
             rule, parameters = node.rule, self.parameters[i]
             members = next(len(tangents[j]) for j in node.inputs if j in tangents)
@@ -218,10 +218,6 @@ class Linearization:
                 if adjoint is not None and needed[j]:
                     adjoints[j] = adjoints[j] + adjoint if j in adjoints else adjoint
         return adjoints.get(0)
-
-    def depends(self, value: int) -> bool:
-        """Whether a value depends on the network's input."""
-        return value == 0 or bool(self.graph.nodes[value].inputs)
 
     def zeros(self, value: int, members: int) -> Tensor:
         """A stack of tangents of a value that does not depend on the input."""

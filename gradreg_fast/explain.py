@@ -139,7 +139,7 @@ def explain(
     model = original_of(model)
     bound, joint = bind_call(model, x, "x", output, model_args, model_kwargs or {})
     with everything_restored(model), torch.no_grad():
-        graph = with_casts(graph_of(model, bound.signature), joint)
+        graph = with_casts(graph_of(model, bound.signature, examples=(joint, bound.given)), joint)
         tensors = graph.tensors(joint, bound.given)
         network = kernel_for(graph, joint, tensors)
         compiled = network is not None and (penalty not in WHOLE_JACOBIAN or network.outputs(tensors) == 1)

@@ -171,6 +171,14 @@ class Graph:
         return all(type(slot) is Slot for slot in self.slots)
 
     @cached_property
+    def dependent(self) -> list[bool]:
+        """For each value, whether it depends on the network's input."""
+        dependent = [True]
+        for node in self.nodes[1:]:
+            dependent.append(any(dependent[j] for j in node.inputs))
+        return dependent
+
+    @cached_property
     def computed(self) -> dict[int, int]:
         """The slots that sweep 1 fills, by value."""
         return {slot.index: number for number, slot in enumerate(self.slots) if isinstance(slot, Computed)}
@@ -310,7 +318,12 @@ class WholeModel(Opaque):
         function: as an `Opaque` has it, with leaves for parameters.
         direct: called as ``direct(x, tensors)`` with the graph's tensors, the model's own parameters first.
         reason: why.
+
+    Attributes:
+        for_all_sizes: the model may have a graph for inputs of one size.
     """
+
+    for_all_sizes = False
 
     def __init__(self, function: Callable, direct: Callable, reason: str) -> None:
         super().__init__(function, reason)

@@ -35,6 +35,7 @@ from gradreg_fast.rules.registry import (
     fill,
 )
 from gradreg_fast.signature import Signature
+from gradreg_fast.sizes import Made, Sizes
 from gradreg_fast.snapshot import has_hooks, reweighted
 from gradreg_fast.wrappers import wrapper_in
 
@@ -61,16 +62,26 @@ _SIZES = {"size", "dim", "numel", "ndimension", "shape", "ndim", "dtype", "devic
 
 
 class Untraceable(Exception):
-    """The model cannot become a graph; says why."""
+    """The model cannot become a graph; says why.
+
+    Attributes:
+        for_all_sizes: there may be one for inputs of known sizes.
+    """
+
+    def __init__(self, reason: str, for_all_sizes: bool = False) -> None:
+        super().__init__(reason)
+        self.for_all_sizes = for_all_sizes
 
 
-def trace(model: nn.Module, signature: Signature, hooks: bool) -> Graph:
+def trace(model: nn.Module, signature: Signature, hooks: bool, examples: tuple | None = None) -> Graph:
     """The graph of a model as it is now.
 
     Args:
         model: the network; it and all random states are left as they were.
         signature: how it is called.
         hooks: whether the call runs the model's own hooks, or they are run elsewhere.
+        examples: the input and the list of the further arguments; the graph is for tensors of their sizes, which its
+            forward may then ask for. None: for all sizes.
 
     Raises:
         Untraceable: if there is none.
@@ -81,18 +92,22 @@ def trace(model: nn.Module, signature: Signature, hooks: bool) -> Graph:
     wrapper = wrapper_in(model)
     if wrapper:
         raise Untraceable(f"it has a {wrapper} in it, which must see its own forward")
+    if examples is not None and any(map(has_hooks, model.modules())):
+        raise Untraceable("it has hooks, and asks for sizes")
     with _converting, _everything_restored(model):
         try:
             root = _Root(model, signature, hooks)
-            tracer = _Tracer(root)
-            traced = tracer.trace(root)
+            tracer = _Tracer(root, examples)
+            with tracer.made:
+                traced = tracer.trace(root)
             if any(name.startswith("_tensor_constant") for name in vars(tracer.root)):
                 raise Untraceable("its forward makes tensors")
             return fuse(_Converter(root).convert(traced))
         except Untraceable:
             raise
         except Exception as error:  # whatever a user's forward does with symbols; autograd will show real errors
-            raise Untraceable(f"it cannot be traced ({type(error).__name__}: {error})") from error
+            reason = f"it cannot be traced ({type(error).__name__}: {error})"
+            raise Untraceable(reason, for_all_sizes=examples is None) from error
 
 
 def why_opaque(module: nn.Module) -> str | None:
@@ -169,6 +184,7 @@ class _Root(nn.Module):
         self.model = model
         self.signature = signature
         self.hooks = hooks
+        self.made: dict[str, Tensor] = {}
 
     def forward(self, differentiated, given):
         call = self.model if self.hooks or not has_hooks(self.model) else self.model.forward
@@ -189,14 +205,48 @@ for _operation in _IN_PLACE_OPERATORS:
     setattr(_Proxy, f"__{_operation.__name__}__", _recorded(_operation))
 
 
+class _SizedProxy(_Proxy):
+    """Knows the size of the value that it stands for."""
+
+    def __getattr__(self, name: str) -> fx.Proxy:
+        if name in ("T", "mT", "H", "mH"):  # an attribute of fx would not know its size
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return super().__getattr__(name)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.size()
+
+    @property
+    def ndim(self) -> int:
+        return self.dim()
+
+    def size(self, *dim, **keywords) -> torch.Size | int:
+        return self.tracer.stand_in(self.node).size(*dim, **keywords)
+
+    def dim(self) -> int:
+        return self.tracer.stand_in(self.node).dim()
+
+    def numel(self) -> int:
+        return self.tracer.stand_in(self.node).numel()
+
+    def __len__(self) -> int:
+        return len(self.tracer.stand_in(self.node))
+
+
 class _Tracer(fx.Tracer):
     """Stops at modules with a rule, at PyTorch's own and at those that must stay whole; sees one thread only."""
 
     proxy_buffer_attributes = True  # a forward that asks for a buffer's value cannot be traced
 
-    def __init__(self, root: _Root) -> None:
+    def __init__(self, root: _Root, examples: tuple | None = None) -> None:
         super().__init__()
         self.thread = threading.get_ident()
+        self.made = Made()
+        self.sizes = None
+        if examples is not None:
+            x, given = examples
+            self.sizes = Sizes((root.signature.split(x), list(given)))
         self.model = root.model
         self.hooks = root.hooks
         self.regions = regions()
@@ -211,6 +261,23 @@ class _Tracer(fx.Tracer):
             frame = frame.f_back
         return super().create_node(*arguments, **keywords)
 
+    def stand_in(self, node: fx.Node) -> object:
+        """What has the size of a node's value."""
+        self.thread = None  # nothing is recorded meanwhile
+        try:
+            return self.sizes.of(node, self.root, self.root.made)
+        except AttributeError as error:  # which would send Python to the proxy's own attributes
+            raise TypeError(str(error)) from error
+        finally:
+            self.thread = threading.get_ident()
+
+    def create_arg(self, a: object) -> object:
+        if isinstance(a, Tensor) and a in self.made:
+            name = f"_made_{len(self.root.made)}"
+            self.root.made[name] = a.clone()
+            return self.create_node("get_attr", name, (), {})
+        return super().create_arg(a)
+
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
         if threading.get_ident() != self.thread:
             return forward(*args, **kwargs)
@@ -222,7 +289,7 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return (_Proxy if self.sizes is None else _SizedProxy)(node, self)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         if module is self.model and not self.hooks and has_hooks(module):
@@ -258,6 +325,8 @@ class _Converter:
                 output = _replace(node.args[0], self.environment)
             elif node.target is operator.getitem and not node.users:  # of a tuple unpacked into names
                 continue
+            elif node.target in self.root.made:
+                self.environment[node] = self.slot(Upstream(partial(_same, self.root.made[node.target]), ()))
             elif node.op == "get_attr":
                 self.environment[node] = self.parameter(node.target)
             else:
@@ -266,13 +335,14 @@ class _Converter:
         if len(values) != 1 or any(True for kind in (Parameter, Plain) for _ in collect(kind, output)):
             raise Untraceable("it must return one tensor that depends on its input")
         (value,) = values
-        if value.index and not self.nodes[value.index].inputs:
-            raise Untraceable("its output must depend on its input")
         if self.counters & {slot for node in self.nodes[1:] for slot in (*node.slots, *node.updated)}:
             raise Untraceable("it changes a buffer in place that the layers read")
         structure = None if output is value else _ordinary(output)
         nodes, slots, changing = tuple(self.nodes), tuple(self.slot_list), tuple(self.changing)
-        return Graph(nodes, slots, value.index, value.index, changing, structure=structure)
+        graph = Graph(nodes, slots, value.index, value.index, changing, structure=structure)
+        if not graph.dependent[value.index]:
+            raise Untraceable("it must return one tensor that depends on its input")
+        return graph
 
     def differentiated(self) -> list[Value]:
         """The input, or its parts."""
@@ -574,6 +644,10 @@ class _Converter:
             several |= user.target is getattr and user.args[1] in ("values", "indices")
         if several:
             raise Untraceable(f"{node.name} has no rule and may return several tensors")
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @cache
