@@ -102,6 +102,11 @@ class Linearization:
         """Each node's parameters."""
         return [() if node is None else select(node.slots, self.tensors) for node in self.graph.nodes]
 
+    def flops(self, i: int) -> int:
+        """Operations of node i's products in one forward."""
+        node = self.graph.nodes[i]
+        return node.rule.flops(self.parameters[i], self.shapes[i], [self.shapes[j] for j in node.inputs])
+
     def pull(
         self,
         seeds: dict[int, Tensor],
@@ -123,12 +128,15 @@ class Linearization:
         Returns:
             The cotangent of `bottom` and what was kept, by node.
         """
-        cotangents, kept = dict(seeds), {}
+        cotangents, kept, pieces = dict(seeds), {}, set()
         for i in range(max(seeds), bottom, -1):
             node, u = self.graph.nodes[i], cotangents.pop(i, None)
             if u is None or not self.graph.dependent[i]:
                 continue
             rule, parameters = node.rule, self.parameters[i]
+            added = rule.makes_pieces and node.inputs[0] in pieces
+            if added and rule.pull_into(self.saved[i], u, cotangents[node.inputs[0]]):
+                continue
             pulled = rule.pull(self.saved[i], parameters, u)
             meeting = pulled if rule.meets_below else u
             if keep is not None and keep[i]:
@@ -137,6 +145,7 @@ class Linearization:
                 terms.add_second(i, rule.curvature(self.saved[i], parameters, meeting, tangents[i], terms.of(node)))
             for j, cotangent in zip(node.inputs, pulled, strict=True):
                 cotangents[j] = cotangents[j] + cotangent if j in cotangents else cotangent
+                (pieces.add if rule.makes_pieces else pieces.discard)(j)
         return cotangents.get(bottom), kept
 
     def push(
@@ -205,18 +214,23 @@ class Linearization:
             The input's adjoint, or None where it is zero or nobody asked.
         """
         needed = terms.needs.adjoint
-        adjoints = dict(adjoints)
+        adjoints, pieces = dict(adjoints), set()
         for i in range(len(self.graph.nodes) - 1, 0, -1):
             node, d, second = self.graph.nodes[i], adjoints.pop(i, None), terms.second[i]
             terms.second[i] = None
             if not needed[i] or (d is None and second is None):
                 continue
             further = any(needed[j] for j in node.inputs)
+            if further and node.rule.makes_pieces and node.inputs[0] in pieces:
+                total = adjoints[node.inputs[0]].unsqueeze(0)
+                if node.rule.pull_into(self.saved[i], d.unsqueeze(0), total):
+                    continue
             below = node.rule.descend(self.saved[i], self.parameters[i], d, second, terms.of(node), further)
             self.saved[i] = None
             for j, adjoint in zip(node.inputs, below, strict=True) if further else ():
                 if adjoint is not None and needed[j]:
                     adjoints[j] = adjoints[j] + adjoint if j in adjoints else adjoint
+                    (pieces.add if node.rule.makes_pieces else pieces.discard)(j)
         return adjoints.get(0)
 
     def zeros(self, value: int, members: int) -> Tensor:

@@ -186,7 +186,7 @@ def _swept(linearization: Linearization, cut: int, bottom: int, top: int, rows: 
         node = graph.nodes[i]
         if node is None or not node.inputs:
             return 0
-        return node.rule.flops(linearization.parameters[i], shapes[i])
+        return node.rule.flops(linearization.parameters[i], shapes[i], [shapes[j] for j in node.inputs])
 
     flops = 3.0 * rows * sum(layer(i) for i in range(bottom + 1, top + 1) if i != cut or cut != graph.seed)
     if bottom:

@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.base import Rule, has_numbers
 from gradreg_fast.rules.call import Call, Parameter, Plain, Several, collect, fill, function, settle
 from gradreg_fast.rules.merge import broadcastable, unbroadcast
-from gradreg_fast.rules.shape import LinearMap
+from gradreg_fast.rules.shape import LinearMap, inverse_of, permute_stack
 
 
 class Index(Rule):
@@ -24,6 +24,7 @@ class Index(Rule):
     """
 
     aliases = True
+    makes_pieces = True
 
     def __init__(self, index: Callable, couples: Callable[[int], bool]) -> None:
         self.index = index
@@ -36,19 +37,27 @@ class Index(Rule):
         y = x[index]
         if any(isinstance(item, (Tensor, list)) for item in index):
             return y, (x.shape, y.shape, *rows_of(x, index))
-        return y, (x.shape, (slice(None), *index))
+        return y, (x.shape, (slice(None), *index), dense_order(x))
 
     def pull(self, saved, parameters, u):
         shape, index, *rows = saved
-        if rows:
+        if len(rows) > 1:
             return (add_rows(u, shape, *rows),)
-        pulled = u.new_zeros(len(u), *shape)
+        pulled = u.new_zeros(len(u), *(shape[dim] for dim in rows[0]))  # in the order of x in memory
+        pulled = permute_stack(pulled, inverse_of(rows[0]))
         pulled[index] = u
         return (pulled,)
 
+    def pull_into(self, saved, u, total):
+        _, index, *rows = saved
+        if len(rows) > 1:
+            return False
+        total[index].add_(u)
+        return True
+
     def push(self, saved, parameters, xdots):
         _, index, *rows = saved
-        return take_rows(xdots[0], index, *rows) if rows else xdots[0][index]
+        return take_rows(xdots[0], index, *rows) if len(rows) > 1 else xdots[0][index]
 
 
 class Expand(Rule):
@@ -103,6 +112,13 @@ class Repeat(Rule):
     def push(self, saved, parameters, xdots):
         _, sizes = saved
         return broadcastable(xdots[0], len(sizes)).repeat(1, *sizes)
+
+
+def dense_order(x: Tensor) -> list[int]:
+    """The dimensions of x, those whose elements lie farthest apart first."""
+    if not has_numbers(x):
+        return list(range(x.dim()))
+    return sorted(range(x.dim()), key=lambda dim: -x.stride(dim))
 
 
 def rows_of(x: Tensor, index: Sequence) -> tuple[torch.Size, int, Tensor]:

@@ -62,11 +62,7 @@ class Permute(Rule):
         return self.function(x), (self._order(x.dim()),)
 
     def pull(self, saved, parameters, u):
-        (order,) = saved
-        inverse = [0] * len(order)
-        for to, source in enumerate(order):
-            inverse[source] = to
-        return (permute_stack(u, inverse),)
+        return (permute_stack(u, inverse_of(saved[0])),)
 
     def push(self, saved, parameters, xdots):
         return permute_stack(xdots[0], saved[0])
@@ -150,6 +146,14 @@ def reshape_stack(stack: Tensor, shape: torch.Size) -> Tensor:
     if stack.shape[1] == shape[0] and shared_rows(stack):
         return stack[:, :1].reshape(len(stack), 1, *shape[1:]).expand(len(stack), *shape)
     return stack.reshape(len(stack), *shape)
+
+
+def inverse_of(order: Sequence[int]) -> list[int]:
+    """The permutation that undoes another."""
+    inverse = [0] * len(order)
+    for to, source in enumerate(order):
+        inverse[source] = to
+    return inverse
 
 
 def permute_stack(stack: Tensor, order) -> Tensor:
