@@ -35,7 +35,7 @@ from gradreg_fast.passes import with_passes
 from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.base import Rule, at_least_single, elements, per_sample
 from gradreg_fast.rules.opaque import Record, recording
-from gradreg_fast.signature import Bound, callable_with
+from gradreg_fast.signature import ONE_TENSOR, Bound, callable_with
 from gradreg_fast.wrappers import refuse_wrappers
 
 Cotangent = Tensor | Callable[[Linearization], Tensor] | None
@@ -115,11 +115,12 @@ def prepare(model: nn.Module, x: Tensor, head: Rule | None = None, *targets: Ten
     check_floating(x, "x")
     if x.dim() == 0:
         raise ValueError("x must be a batch [B, ...], got a scalar")
-    network, *call = (model.model, model.signature) if isinstance(model, Bound) else (model,)
-    graph = graph_of(network, *call)
+    bound = model if isinstance(model, Bound) else Bound(model, ONE_TENSOR, [])
+    network = bound.model
+    graph = graph_of(network, bound.signature, examples=(x, bound.given))
     if graph.whole:
         refuse_wrappers(network)
-    tensors = graph.tensors(x, model.given if isinstance(model, Bound) else ())
+    tensors = graph.tensors(x, bound.given)
     if graph.structure is not None:
         got = type(graph.structure).__name__
         raise TypeError(f"model must return one tensor, or output= select one; got {got}")
