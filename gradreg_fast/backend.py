@@ -271,7 +271,7 @@ def register_fakes(module: ModuleType) -> None:
 
     @ops.register_fake("gradreg_fast::active_sqnorm_gradients")
     def active_sqnorm_gradients(hidden, weights, gram, cotangents, factor, wanted):
-        return [torch.empty_like(weight) for weight, flag in zip(weights, wanted, strict=True) if flag]
+        return [weight.new_empty(weight.shape) for weight, flag in zip(weights, wanted, strict=True) if flag]
 
     @ops.register_fake("gradreg_fast::activate")
     def activate(z, kind, settings, masked):
@@ -318,4 +318,4 @@ def register_fakes(module: ModuleType) -> None:
 
     @ops.register_fake("gradreg_fast::activation")
     def activation(z: Tensor, kind, settings):
-        return torch.empty_like(z), torch.empty_like(z), torch.empty_like(z)
+        return z.new_empty(z.shape), z.new_empty(z.shape), z.new_empty(z.shape)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from gradreg_fast.autocast import regions, with_casts
+from gradreg_fast.compiling import compilable
+from gradreg_fast.context import transformed
 from gradreg_fast.graph import Graph, WholeModel, whole_model
 from gradreg_fast.recorded import pays, recorded
 from gradreg_fast.rules.base import has_numbers
@@ -75,6 +77,8 @@ class Converted:
         plainly = super().forward
         if not torch.is_grad_enabled() or _left_to_autograd():
             return plainly(*args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            return self._compiled(plainly, args, kwargs)
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             signature, x, given = ONE_TENSOR, args[0] if _requires_gradient(args[0]) else None, ()
         else:
@@ -91,11 +95,32 @@ class Converted:
         graph = with_casts(graph, x)
         if not (graph.has_rules and pays(graph, x)):
             return plainly(*args, **kwargs)
-        y = recorded(graph, x, graph.tensors(x, given))
+        tensors = graph.tensors(x, given)
+        if transformed((x, *tensors)):
+            return plainly(*args, **kwargs)
+        y = recorded(graph, x, tensors)
         return y if graph.structure is None else substituted(graph.structure, lambda value: y, Value)
+
+    def _compiled(self, plainly, args, kwargs):
+        """As Dynamo sees the forward: one step of its trace, or what it makes of the model itself."""
+        from gradreg_fast.traced import has_closed_form
+
+        signature, x, _ = bind(args, kwargs, _requires_gradient)
+        one = x is not None and x.dim() > 0 and not signature.shapes
+        if one and has_closed_form(self, signature.args, signature.kwargs, signature.given):
+            return _closed_form(self, *args, **kwargs)
+        return plainly(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         return convert, (original_of(self),)
+
+
+@compilable
+def _closed_form(model: Converted, *args, **kwargs) -> Tensor:
+    """The result of a converted model whose graph returns one tensor."""
+    signature, x, given = bind(args, kwargs, _requires_gradient)
+    graph = with_casts(graph_of(model, signature, hooks=False), x)
+    return recorded(graph, x, graph.tensors(x, given))
 
 
 @cache

@@ -270,22 +270,6 @@ def arguments(gram=True, dtype=torch.float32):
     return [hidden, [bottom, torch.randn(6, 5, dtype=dtype), torch.randn(3, 6, dtype=dtype)], gram]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("gram", [True, False])
-def test_operations_are_registered_properly(gram, dtype):
-    checks = ("test_schema", "test_faketensor")
-    given = arguments(gram, dtype)
-    for keep in (True, False):
-        torch.library.opcheck(torch.ops.gradreg_fast.active_sqnorm.default, (*given, keep), test_utils=("test_schema",))
-    _, cotangents = torch.ops.gradreg_fast.active_sqnorm(*given, True)
-    with torch._subclasses.FakeTensorMode() as mode:
-        fake = [[mode.from_tensor(tensor) for tensor in tensors] for tensors in given[:2]]
-        norms, stacks = torch.ops.gradreg_fast.active_sqnorm(*fake, gram, True)
-    assert norms.shape == (4,) and [s.shape for s in stacks] == [s.shape for s in cotangents]
-    backward = (*given, cotangents, torch.randn(4, dtype=dtype), [1, 0, 1])
-    torch.library.opcheck(torch.ops.gradreg_fast.active_sqnorm_gradients.default, backward, test_utils=checks)
-
-
 @pytest.mark.parametrize(
     "change, message",
     [

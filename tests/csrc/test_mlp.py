@@ -259,34 +259,6 @@ def test_the_same_bits_every_time(threads, sizes):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("inputs", [3, 64, 112, 256, 600])  # ragged, one panel, read as it is, packed, by PyTorch
-def test_operations_are_registered_properly(inputs):
-    x = torch.randn(5, inputs)
-    weights, biases = [torch.randn(4, inputs), torch.randn(2, 4)], [torch.randn(4), None]
-    kinds, settings = [4, 0], [0.0] * 4
-    forward = (x, None, None, None, weights, biases, kinds, settings, 0, 1, False, True)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.gradreg_fast.mlp_forward_pull.default, forward, test_utils=checks)
-    kept = torch.ops.gradreg_fast.mlp_forward_pull(*forward)[3]
-    backward = (
-        x,
-        None,
-        None,
-        kept,
-        weights,
-        kinds,
-        settings,
-        0,
-        1,
-        False,
-        torch.randn(5, 2),
-        torch.randn(1, 5, inputs),
-    )
-    arguments = (*backward, None, [1, 0, 1, 1, 1, 0])
-    torch.library.opcheck(torch.ops.gradreg_fast.mlp_push_adjoint.default, arguments, test_utils=checks)
-    torch.library.opcheck(torch.ops.gradreg_fast.activation.default, (x, 4, [0.0, 0.0]), test_utils=checks)
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
