@@ -59,13 +59,13 @@ class Pair(NamedTuple):
 
 def cells(quick: bool) -> list[dict]:
     """Data sets by methods."""
-    seeds, steps, image_steps = (1, 30, 30) if quick else (5, 800, 800)
+    seeds, steps = (1, 30) if quick else (5, 800)
     return [
         {
             "data": name,
             "method": method,
             "weight": weights[name == "fashion-mnist"],
-            "steps": image_steps if name == "fashion-mnist" else steps,
+            "steps": steps,
             "seed": seed,
         }
         for name in DATA
