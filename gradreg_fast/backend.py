@@ -46,6 +46,10 @@ class backend:
     Raises:
         ValueError: if there is no such backend.
         RuntimeError: if it is ``"cpp"`` or ``"cuda"`` and its kernels cannot be used, with the reason.
+
+    >>> with backend("torch"):
+    ...     current()
+    'torch'
     """
 
     def __init__(self, name: str) -> None:
@@ -273,7 +277,7 @@ def register_fakes(module: ModuleType) -> None:
 
     @ops.register_fake("gradreg_fast::active_sqnorm_gradients")
     def active_sqnorm_gradients(hidden, weights, gram, cotangents, factor, wanted):
-        return [torch.empty_like(weight) for weight, flag in zip(weights, wanted, strict=True) if flag]
+        return [weight.new_empty(weight.shape) for weight, flag in zip(weights, wanted, strict=True) if flag]
 
     @ops.register_fake("gradreg_fast::activate")
     def activate(z, kind, settings, masked):
@@ -292,13 +296,32 @@ def register_fakes(module: ModuleType) -> None:
         return torch.empty_like(w)
 
     @ops.register_fake("gradreg_fast::norm_project")
-    def norm_project(v, x, mean, inverse, weight, second):
-        return torch.empty_like(v), mean.new_empty(len(v), 2, *mean.shape)
+    def norm_project(v, x, mean, inverse, weight, second, push, gradients):
+        return [torch.empty_like(v), *([inverse.new_empty(2, x.shape[1])] if gradients else ())]
 
     @ops.register_fake("gradreg_fast::norm_meet")
     def norm_meet(u, v, x, mean, inverse, weight, push):
-        return [torch.empty_like(x), torch.empty_like(mean), *([torch.empty_like(v)] if push else ())]
+        gradient = inverse.new_empty(x.shape[1])
+        return [torch.empty_like(x), gradient, *([torch.empty_like(v)] if push else ())]
+
+    @ops.register_fake("gradreg_fast::layer_norm_project")
+    def layer_norm_project(v, x, mean, inverse, weight, second, push, gradients):
+        columns = x.numel() // inverse.numel()
+        return [torch.empty_like(v), *([inverse.new_empty(2, columns)] if gradients else ())]
+
+    @ops.register_fake("gradreg_fast::layer_norm_meet")
+    def layer_norm_meet(u, v, x, mean, inverse, weight, push):
+        gradient = inverse.new_empty(0 if weight is None else weight.numel())
+        return [torch.empty_like(x), gradient, *([torch.empty_like(v)] if push else ())]
+
+    @ops.register_fake("gradreg_fast::dot_samples")
+    def dot_samples(a, b):
+        return a.new_empty(a.shape[1], dtype=torch.promote_types(a.dtype, torch.float32))
+
+    @ops.register_fake("gradreg_fast::scale_samples")
+    def scale_samples(a, b, factor):
+        return torch.empty_like(a)
 
     @ops.register_fake("gradreg_fast::activation")
     def activation(z: Tensor, kind, settings):
-        return torch.empty_like(z), torch.empty_like(z), torch.empty_like(z)
+        return z.new_empty(z.shape), z.new_empty(z.shape), z.new_empty(z.shape)

@@ -160,7 +160,8 @@ def runs_of(graph: Graph, kernels: str = "cpp") -> list[Run]:
 def _run(graph: Graph, start: int, kernels: str) -> Run | None:
     """The longest run that starts with this convolution."""
     conv = graph.nodes[start].rule
-    if conv.groups != 1 or len(conv.stride) != 2:
+    computed = any(slot in graph.computed.values() for slot in graph.nodes[start].slots)
+    if conv.groups != 1 or len(conv.stride) != 2 or computed:
         return None
     if kernels == "cuda" and any(s > 1 < d for s, d in zip(conv.stride, conv.dilation, strict=True)):
         return None

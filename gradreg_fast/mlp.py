@@ -103,6 +103,17 @@ class Mlp:
         saved = planner.swept_flops(x.shape[0], n, d) - planner.gram_flops(x.shape[0], n, d)
         return self.low is None and current() == "auto" and saved > GRAM_SAVINGS
 
+    def stacks_units(self, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
+        """Whether ``||J||_F^2`` is one stack through the kernels: on CUDA, with no narrower layer, no closed form."""
+        hidden = [len(tensors[slot]) for slot in self.weights[:-1]]
+        return _on_cuda(x) and not self.loss and len(hidden) > 1 and self.outputs(tensors) <= min(hidden)
+
+    def units(self, x: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
+        """A unit cotangent for each output: ``[K, B, ...]``."""
+        shape = self.output_shape(x, tensors)
+        n = math.prod(shape[1:])
+        return torch.eye(n, dtype=x.dtype, device=x.device).view(n, 1, *shape[1:]).expand(n, *shape)
+
     def output_shape(self, x: Tensor, tensors: Sequence[Tensor | None]) -> torch.Size:
         """Of what the network returns."""
         return _through(self.after, x.new_empty(x.shape[0], len(tensors[self.weights[-1]]), device="meta")).shape

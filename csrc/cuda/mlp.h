@@ -86,9 +86,11 @@ struct PushAdjoint : Network<S> {
 
 struct Device {
     int multiprocessors;
-    int shared_bytes;  // that a block can have, and that a multiprocessor has but for 1 KB a block
+    int shared_bytes;   // that a block can have, and that a multiprocessor has but for 1 KB a block
+    int tile_rows = 0;  // to measure with; 0: as many as plan_tiles chooses
 };
 
+// With tile_rows of $GRADREG_FAST_TILE_ROWS.
 Device current_device();
 
 // How a kernel is launched.
@@ -158,7 +160,7 @@ bool plan_tiles(Network<S>& network, bool spare, const Device& device, Plan& pla
     for (const bool resident : {true, false})
         for (const int rows : tile_sizes) {
             const bool idle = ceiling(network.rows, rows) < device.multiprocessors;
-            if (idle && rows != tile_sizes[2]) continue;
+            if (device.tile_rows ? rows != device.tile_rows : idle && rows != tile_sizes[2]) continue;
             const int64_t operand = size * (resident ? all : largest);
             const int64_t result = operand + int64_t(size) * rows * leading(network.widest, size);
             const int64_t last = result + int64_t(wide) * rows * result_leading<S>(network.widest);

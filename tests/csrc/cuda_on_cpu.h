@@ -2,13 +2,13 @@
 //
 //   cuda_on_cpu::launch({grid, block, shared_bytes, order}, [&] { kernel<...>(arguments...); });
 //
-// runs the blocks one after another, and the threads of each in turns, from barrier to barrier, in the order asked for
-// (shuffled, some warps are slower than others). What a missing barrier lets through in one order shows in another.
-// Shared memory is made anew for each block, filled with bytes that are NaN in every format; bytes written around it
-// are noticed, and AddressSanitizer sees its exact size. `launch` throws std::runtime_error where threads wait for each
-// other in vain, leave while others wait at a barrier, or write beyond shared memory. A launch can be told to pass over
-// one of the kernel's barriers: a test that does not see the difference proves nothing, or that the barrier is not
-// needed.
+// runs the blocks one after another, and the threads of each in turns, from barrier to barrier, in the order asked for:
+// a warp after another, each as far as it gets, from the first or from the last; or all threads, shuffled, some warps
+// slower than others. What a missing barrier lets through in one order shows in another. Shared memory is made anew for
+// each block, filled with bytes that are NaN in every format; bytes written around it are noticed, and AddressSanitizer
+// sees its exact size. `launch` throws std::runtime_error where threads wait for each other in vain, leave while others
+// wait at a barrier, or write beyond shared memory. A launch can be told to pass over one of the kernel's barriers: a
+// test that does not see the difference proves nothing, or that the barrier is not needed.
 //
 // There are: threadIdx, blockIdx, blockDim, gridDim; dynamic and static shared memory (two macros, below);
 // __syncthreads, __syncwarp, shuffles of whole warps, atomicAdd; mma.sync of tf32, bfloat16 and float16, the rounding
@@ -262,25 +262,33 @@ inline void run_block(Block& block, Order order, std::mt19937& random) {
     std::vector<int> turns(threads);
     std::iota(turns.begin(), turns.end(), 0);
     if (order == Order::Reversed) std::reverse(turns.begin(), turns.end());
-    std::vector<unsigned> pace(
-        block.warps.size());  // of warps, eighths: else they would keep step, as far as they meet
+    const bool shuffled = order == Order::Shuffled;
+    const int group = shuffled ? threads : warp_size;  // that go as far as they can before the next do
+    // of warps, eighths: else they would keep step, as far as they meet
+    std::vector<unsigned> pace(block.warps.size());
     for (unsigned& eighths : pace)
-        eighths = order == Order::Shuffled ? 1 + random() % 8 : 8;
+        eighths = 1 + random() % 8;
     std::vector<char> rests(pace.size());
     while (block.done < threads) {
-        if (order == Order::Shuffled) {
+        if (shuffled) {
             std::shuffle(turns.begin(), turns.end(), random);
             for (size_t w = 0; w < pace.size(); ++w)
                 rests[w] = random() % 8 >= pace[w];
         }
         bool progress = false;
-        for (const int i : turns) {
-            if (block.fibers[i].state != State::Ready) continue;
-            progress = true;
-            if (rests[i / warp_size]) continue;
-            resume(block.fibers[i]);
-            if (block.fault) throw std::runtime_error(block.fault);
-        }
+        for (int first = 0; first < threads; first += group)
+            for (bool again = true; again;) {
+                again = false;
+                for (int turn = first; turn < std::min(first + group, threads); ++turn) {
+                    const int i = turns[turn];
+                    if (block.fibers[i].state != State::Ready) continue;
+                    progress = true;
+                    if (rests[i / warp_size]) continue;
+                    resume(block.fibers[i]);
+                    if (block.fault) throw std::runtime_error(block.fault);
+                    again = !shuffled;
+                }
+            }
         if (!progress)
             throw std::runtime_error(block.done ? "a thread left while others wait at a barrier"
                                                 : "threads wait at different barriers");
