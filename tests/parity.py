@@ -200,6 +200,6 @@ def is_opaque(model):
 
 
 def opaque_reasons(model):
-    """Why, for each such part."""
-    rules = [node.rule for node in graph_of(model).nodes if node]
+    """Why, for each such part that depends on the input."""
+    rules = [node.rule for node in graph_of(model).nodes if node and node.inputs]
     return [rule.reason for rule in rules if isinstance(rule, gradreg_fast.rules.opaque.Opaque)]

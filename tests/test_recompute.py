@@ -57,6 +57,13 @@ def test_same_numbers(name, make):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
 
 
+def test_a_first_call_has_closed_forms_too():
+    """PyTorch has no second derivative of this one."""
+    model, x = nn.Sequential(nn.Linear(5, 17), nn.Hardsigmoid(), nn.Linear(17, 1)), torch.randn(6, 5)
+    functional.r1(model, x, save="recompute")[1].backward()
+    assert model[0].weight.grad is not None
+
+
 def test_a_generator_goes_on_where_it_was():
     model, generator = MODELS["several outputs"].double(), new_generator(1)
     _, penalty = functional.jacobian_frobenius(model, torch.randn(4, 5), 1, generator, save="recompute")
