@@ -15,6 +15,7 @@ from gradreg_fast.compiling import compilable
 from gradreg_fast.context import transformed
 from gradreg_fast.graph import Graph, WholeModel, whole_model
 from gradreg_fast.recorded import pays, recorded
+from gradreg_fast.rules.base import has_numbers
 from gradreg_fast.rules.registry import Value
 from gradreg_fast.signature import ONE_TENSOR, Signature, bind, substituted
 from gradreg_fast.snapshot import Snapshot
@@ -22,6 +23,7 @@ from gradreg_fast.tracing import Untraceable, trace, with_parameters
 from gradreg_fast.undo import undone_on_error
 
 MOST_GRAPHS = 16  # of one model: a graph for each form of call
+MOST_SIZES = 8  # of these, for inputs of one size each; for other sizes autograd runs the model
 
 _CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[Snapshot, dict[tuple, Graph]]] = weakref.WeakKeyDictionary()
 
@@ -46,6 +48,12 @@ def convert(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: if it is no module.
+
+    >>> network = convert(nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 1)))
+    >>> x = torch.randn(8, 2, requires_grad=True)
+    >>> y = network(x)
+    >>> (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    >>> (y.square().mean() + g.square().sum(1).mean()).backward()
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -80,7 +88,7 @@ class Converted:
                 return _in_pieces(self, plainly, args, kwargs)
         if x is None or x.dim() == 0:
             return plainly(*args, **kwargs)
-        graph = graph_of(original_of(self), signature, hooks=False)
+        graph = graph_of(original_of(self), signature, False, (x, given))
         if graph.whole:
             graph.tensors(x, given)  # remembers the buffers
             return _in_pieces(self, plainly, args, kwargs)
@@ -142,13 +150,17 @@ def _requires_gradient(tensor: Tensor) -> bool:
     return tensor.requires_grad and tensor.is_floating_point()
 
 
-def graph_of(model: nn.Module, signature: Signature = ONE_TENSOR, hooks: bool = True) -> Graph:
+def graph_of(
+    model: nn.Module, signature: Signature = ONE_TENSOR, hooks: bool = True, examples: tuple | None = None
+) -> Graph:
     """The model's graph: made once for each form of call, remembered while the model lives, anew when it has changed.
 
     Args:
         model: the network.
         signature: how it is called.
         hooks: whether running the graph is to run the model's own hooks, too.
+        examples: the input and the list of the further arguments. Where the forward branches on sizes, there is a graph
+            for these; None: for all sizes or not at all.
     """
     model = original_of(model)
     reason = _left_to_autograd()
@@ -159,13 +171,25 @@ def graph_of(model: nn.Module, signature: Signature = ONE_TENSOR, hooks: bool = 
     known = _CACHE.get(model)
     if known is None or known[0].outdated():
         known = _CACHE[model] = (Snapshot(model), {})
-    graphs, key = known[1], (signature.key, hooks, regions())  # a forward may ask for the region
+    # a forward may ask for the region, and makes tensors of the default dtype
+    graphs, key = known[1], (signature.key, hooks, regions(), torch.get_default_dtype())
+    graph = _remembered(graphs, key, model, signature, hooks, None)
+    if graph.whole and graph.whole.for_all_sizes and examples is not None and has_numbers(examples[0]):
+        tensors = (examples[0], *examples[1])
+        sizes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+        if (*key, sizes) in graphs or sum(len(other) > len(key) for other in graphs) < MOST_SIZES:
+            return _remembered(graphs, (*key, sizes), model, signature, hooks, examples)
+    return graph
+
+
+def _remembered(graphs: dict, key: tuple, model: nn.Module, signature: Signature, hooks: bool, examples) -> Graph:
     graph = graphs.get(key)
     if graph is None:
         try:
-            graph = trace(model, signature, hooks)
+            graph = trace(model, signature, hooks, examples)
         except Untraceable as error:
             graph = whole(model, signature, str(error))
+            graph.whole.for_all_sizes = error.for_all_sizes
         if len(graphs) >= MOST_GRAPHS:
             graphs.pop(next(iter(graphs)), None)
         graphs[key] = graph

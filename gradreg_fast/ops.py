@@ -38,7 +38,7 @@ from gradreg_fast.passes import with_passes
 from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.base import Rule, at_least_single, elements, per_sample
 from gradreg_fast.rules.opaque import Record, recording
-from gradreg_fast.signature import Bound, callable_with
+from gradreg_fast.signature import ONE_TENSOR, Bound, callable_with
 from gradreg_fast.wrappers import refuse_wrappers
 
 Cotangent = Tensor | Callable[[Linearization], Tensor] | None
@@ -67,6 +67,11 @@ def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) 
     Raises:
         TypeError: if x or the cotangent is not a real floating-point tensor.
         ValueError: if their shapes, dtypes or devices do not fit.
+
+    >>> network, x = nn.Linear(2, 1), torch.randn(8, 2)
+    >>> y, g = value_and_vjp(network, x)
+    >>> torch.testing.assert_close(g, network.weight.expand(8, 2))
+    >>> (y.square().mean() + g.square().sum(1).mean()).backward()  # any loss of both
     """
     graph, tensors = prepare(model, x)
     if cotangent is None:
@@ -102,6 +107,10 @@ def jacobian_sqnorm(
     Raises:
         TypeError: if x is not a real floating-point tensor.
         ValueError: if `projections` is not a positive integer.
+
+    >>> network, x = nn.Linear(3, 2), torch.randn(8, 3)
+    >>> y, norms = jacobian_sqnorm(network, x)
+    >>> torch.testing.assert_close(norms, network.weight.square().sum().expand(8))
     """
     return sqnorm_or_estimate(*prepare(model, x), x, projections, generator)
 
@@ -112,11 +121,12 @@ def prepare(model: nn.Module, x: Tensor, head: Rule | None = None, *targets: Ten
     check_floating(x, "x")
     if x.dim() == 0:
         raise ValueError("x must be a batch [B, ...], got a scalar")
-    network, *call = (model.model, model.signature) if isinstance(model, Bound) else (model,)
-    graph = graph_of(network, *call)
+    bound = model if isinstance(model, Bound) else Bound(model, ONE_TENSOR, [])
+    network = bound.model
+    graph = graph_of(network, bound.signature, examples=(x, bound.given))
     if graph.whole:
         refuse_wrappers(network)
-    tensors = graph.tensors(x, model.given if isinstance(model, Bound) else ())
+    tensors = graph.tensors(x, bound.given)
     refuse_transforms((x, *tensors, *targets))
     if graph.structure is not None:
         got = type(graph.structure).__name__
@@ -164,6 +174,8 @@ def sqnorm(
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1 and not mlp.prefers_gram(x, tensors):
         return mlp.value_and_sqnorm(x, None, None, tensors)
+    if mlp is not None and cotangents is None and not one_output and mlp.stacks_units(x, tensors):
+        return mlp.value_and_sqnorm(x, mlp.units(x, tensors), None, tensors)
     if mlp is not None and isinstance(cotangents, RandomUnits):
         return mlp.value_and_sqnorm(
             x, cotangents.draw(mlp.output_shape(x, tensors), x.new_empty(0, dtype=mlp.low or x.dtype)), None, tensors

@@ -73,7 +73,7 @@ def _saves_time(linearization: Linearization) -> bool:
             rule = uncast(node.rule)
             if isinstance(rule, WITHOUT_DOUBLE_BACKWARD):
                 return True
-            flops = rule.flops(linearization.parameters[i], linearization.shapes[i])
+            flops = linearization.flops(i)
             products += flops
             convolutions += flops if isinstance(rule, (Conv, ConvBlock)) else 0
             seconds += OPAQUE_SECONDS if isinstance(rule, Opaque) else NODE_SECONDS

@@ -113,6 +113,10 @@ def verify(
     Raises:
         ParityError: if any differs.
         ValueError: if there is no penalty of that name.
+
+    >>> critic = nn.Sequential(nn.Linear(2, 64), nn.LeakyReLU(), nn.Linear(64, 1))
+    >>> verify(critic, torch.randn(8, 2), "r1").passed
+    True
     """
     if penalty not in (*functional.PENALTIES, *PRIMITIVES):
         names = ", ".join((*functional.PENALTIES, *PRIMITIVES))
@@ -147,7 +151,7 @@ def evaluate(penalty: Callable, model: nn.Module, bound: Bound, x: Tensor, setti
     generator = torch.Generator().manual_seed(1)
     total = 0
     for value in values:
-        weights = torch.randn(value.shape, generator=generator, dtype=torch.float64).bfloat16()
+        weights = torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu").bfloat16()
         total = total + (value * weights.to(value)).sum()
     found = [None] * len(sources)
     if total.requires_grad:

@@ -188,6 +188,17 @@ def test_nvcc_is_looked_for(monkeypatch, tmp_path):
     assert build.find_nvcc() == str(tmp_path / "home" / "bin" / "nvcc")
 
 
+@pytest.mark.parametrize("version, advice", [("13.0", "pip install nvidia-cuda-nvcc=="), ("12.8", "toolkit 12.8")])
+def test_where_to_get_nvcc(monkeypatch, version, advice):
+    from gradreg_fast import build
+
+    monkeypatch.setattr("torch.version.cuda", version)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr(build.shutil, "which", lambda *arguments, **keywords: None)
+    with pytest.raises(build.BuildError, match=f"no nvcc in .*{advice}"):
+        build.find_nvcc()
+
+
 def test_cuda_kernels_that_do_not_compile_leave_the_others(monkeypatch):
     from gradreg_fast import build
 
@@ -196,10 +207,41 @@ def test_cuda_kernels_that_do_not_compile_leave_the_others(monkeypatch):
             raise build.BuildError("nvcc broke")
         return "the library without"
 
-    monkeypatch.setattr(build, "is_installed", lambda sources: False)
+    monkeypatch.setattr(build, "installed_library", lambda sources: None)
     monkeypatch.setattr(build, "find_nvcc", lambda: "nvcc")
     monkeypatch.setattr(build, "_load", load)
     assert build.load() == ("the library without", "nvcc broke")
+
+
+@pytest.mark.parametrize(
+    "holds, nvcc, found",
+    [
+        (b"cuda_problem", "works", ("installed", "")),
+        (b"", "works", ("built with works", "")),
+        (b"", "broken", ("installed", "nvcc broke")),
+        (b"", None, ("installed", "no nvcc")),
+    ],
+)
+def test_an_installed_library_without_cuda_kernels_stands_back(monkeypatch, tmp_path, holds, nvcc, found):
+    from gradreg_fast import build
+
+    def find_nvcc():
+        if nvcc is None:
+            raise build.BuildError("no nvcc")
+        return nvcc
+
+    def load(sources, compiler, nvcc):
+        if nvcc == "broken":
+            raise build.BuildError("nvcc broke")
+        return f"built with {nvcc}"
+
+    installed = tmp_path / build.FILE
+    installed.write_bytes(holds)
+    monkeypatch.setattr(build, "installed_library", lambda sources: installed)
+    monkeypatch.setattr(build, "_installed_module", lambda: "installed")
+    monkeypatch.setattr(build, "find_nvcc", find_nvcc)
+    monkeypatch.setattr(build, "_load", load)
+    assert build.load() == found
 
 
 def test_nvcc_makes_the_objects_of_cuda_sources():

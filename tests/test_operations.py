@@ -95,8 +95,20 @@ def activations(B, laid, namespace):
     yield "activation", (laid(torch.randn(B, 5)), 4, [0.0, 0.0])
 
 
+def norms(B, laid, namespace):
+    """Without gaps, as all that follow: rules see to that."""
+    for laid in (LAYOUTS["contiguous"], channels_last) if B else ():
+        x, stack = laid(torch.randn(B, 6, 3, 4)), laid(torch.randn(2, B, 6, 3, 4))
+        groups = () if namespace is OPERATIONS and not ON_CUDA else ((B, 2),)  # CUDA's alone take those of samples
+        for statistics in ((6,), *groups):
+            constants = x, torch.randn(statistics), torch.rand(statistics), torch.randn(6)
+            yield "norm_project", (stack, *constants, None, True, False)
+            yield "norm_project", (stack[:1], *constants, x[None], False, True)
+            yield "norm_meet", (stack, stack, *constants, True)
+            yield "norm_meet", (stack, stack, *constants, False)
+
+
 def passes(B, laid, namespace):
-    """Without gaps: rules see to that."""
     z, u, xdot, phi = torch.randn(B, 5), torch.randn(3, B, 5), torch.randn(3, B, 5), (3, [1.0, 20.0])
     yield "activate", (z, *phi, False)
     yield "activate", (z, 1, [0.0, 0.0], True)
@@ -104,16 +116,17 @@ def passes(B, laid, namespace):
     yield "activation_meet", (z, u, xdot, *phi, True)
     yield "activation_meet", (z, u, xdot, *phi, False)
     yield "activation_bend", (z, z, z, *phi, False)
-    for laid in (LAYOUTS["contiguous"], channels_last) if B else ():
-        x, stack = laid(torch.randn(B, 5, 3, 4)), laid(torch.randn(2, B, 5, 3, 4))
-        constants = x, torch.randn(5), torch.rand(5), torch.randn(5)
-        yield "norm_project", (stack, *constants, None)
-        yield "norm_project", (stack[:1], *constants, x)
-        yield "norm_meet", (stack, stack, *constants, True)
-        yield "norm_meet", (stack, stack, *constants, False)
+    yield "dot_samples", (u, xdot)
+    yield "scale_samples", (u, None, torch.randn(B))
+    yield "scale_samples", (u, xdot, torch.randn(B))
+    for mean in (torch.randn(B), None) if B else ():
+        for weight in (torch.randn(5), None):
+            yield "layer_norm_project", (u, z, mean, torch.rand(B), weight, None, True, False)
+            yield "layer_norm_project", (u[:1], z, mean, torch.rand(B), weight, z[None], False, True)
+            yield "layer_norm_meet", (u, xdot, z, mean, torch.rand(B), weight, True)
 
 
-CPU = (mlp, convolutions, active_units, activations)
+CPU = (mlp, convolutions, active_units, activations, norms)
 OPERATIONS = torch.ops.gradreg_fast
 
 
@@ -161,9 +174,9 @@ def test_on_the_cpu(family, layout, B):
 @pytest.mark.parametrize("layout", [*LAYOUTS, None])
 def test_on_cuda_devices(layout, B, cuda_namespace):
     """What tracers are told of tensors there, without one against the same sources run on the CPU."""
-    family = passes if layout is None else partial(mlp, inputs=[6, 112])
     device = "cpu" if layout is None else "cuda:0"  # where a CPU build's tracers know few functions
-    for name, arguments in family(B, LAYOUTS.get(layout), cuda_namespace):
+    families = (passes, norms) if layout is None else (partial(mlp, inputs=[6, 112]),)
+    for name, arguments in (a for family in families for a in family(B, LAYOUTS.get(layout), cuda_namespace)):
         if ON_CUDA:
             torch.library.opcheck(getattr(OPERATIONS, name).default, arguments)
             continue

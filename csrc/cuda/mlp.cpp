@@ -1,6 +1,5 @@
-// The MLP operations on CUDA devices: checks, memory and launches around the kernels of mlp.cuh.
-
-#include "cuda/mlp.h"
+// The MLP operations on CUDA devices: checks, memory and launches around the kernels of mlp.cuh and, of wide networks,
+// layerwise.cuh.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -11,6 +10,8 @@
 #include <vector>
 
 #include "common/mlp_arguments.h"
+#include "cuda/arithmetic.h"
+#include "cuda/layerwise.h"
 #include "cuda/tensors.h"
 
 namespace gradreg_fast::cuda {
@@ -19,19 +20,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
-
-// Sums of numbers of a type have this one.
-ScalarType wide(ScalarType type) {
-    return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// `settings` may have one number more than two a layer: whether products of float32 may round their factors to TF32.
-bool take_tf32(std::vector<double>& settings) {
-    if (settings.size() % 2 == 0) return false;
-    const bool allowed = settings.back() != 0;
-    settings.pop_back();
-    return allowed;
-}
 
 CheckedNetwork checked(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<int64_t>& kinds,
                        const std::vector<double>& settings) {
@@ -63,21 +51,6 @@ void describe(const CheckedNetwork& given, const Tensor& x, const Optional& cota
     }
 }
 
-// Calls function with the kind of products, and a number of the storage, for a dtype.
-template <class Function>
-void with_arithmetic(ScalarType type, bool tf32, Function&& function) {
-    switch (type) {
-        case ScalarType::Double:
-            return function((Exact<double>*)nullptr, double());
-        case ScalarType::BFloat16:
-            return function((Halves<BFloat16>*)nullptr, BFloat16());
-        case ScalarType::Half:
-            return function((Halves<Float16>*)nullptr, Float16());
-        default:
-            return tf32 ? function((TF32*)nullptr, float()) : function((Exact<float>*)nullptr, float());
-    }
-}
-
 void check_plan(bool fits) {
     STD_TORCH_CHECK(fits, "the network's layers are too wide for this device's shared memory");
 }
@@ -87,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional c
                                                             std::vector<Optional> biases, std::vector<int64_t> kinds,
                                                             std::vector<double> settings, int64_t loss, int64_t stack,
                                                             bool unit_seed, bool keep) {
-    const bool tf32 = take_tf32(settings);
+    const bool tf32 = take_tf32(settings, 2 * weights.size());
     const CheckedNetwork network = checked(x, weights, kinds, settings);
     const OnDevice device(x);
     const CheckedTarget goal = network.check_forward_pull(x, cotangent, target, offset, biases, loss, stack, unit_seed);
@@ -107,8 +80,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional c
         p.y = mutable_data<S>(y);
         p.g = mutable_data<S>(g);
         p.norms = mutable_data<Wide<S>>(norms);
+        using Arithmetic = std::remove_pointer_t<decltype(name)>;
+        const Device machine = current_device();
+        if (is_layerwise(p)) {
+            LayerwiseMemory<S> also;
+            const int64_t layers = place_layers(p, also, keep, nullptr) / int64_t(sizeof(S));
+            kept = torch::stable::new_empty(x, {keep ? layers : 0});
+            const Tensor own = torch::stable::new_empty(x, {keep ? 0 : layers});
+            place_layers(p, also, keep, mutable_data<char>(keep ? *kept : own));
+            S* top;
+            Wide<S>* scratch;
+            const Tensor workspace = new_bytes(x, place_top(p, nullptr, top, scratch));
+            if (rows)
+                launch_layerwise_forward_pull<Arithmetic>(p, also, mutable_data<char>(workspace), machine,
+                                                          device.stream());
+            return;
+        }
         Plan plan;
-        check_plan(plan_tiles(p, false, current_device(), plan));
+        check_plan(plan_tiles(p, false, machine, plan));
         kept = torch::stable::new_empty(x, {keep ? kept_size(p) : 0});
         Optional states;  // a stream's memory is not used again before its kernels are done
         if (keep) {
@@ -117,7 +106,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional c
             states = torch::stable::new_empty(x, {states_size(p, plan)});
             place_states(p, plan, mutable_data<S>(*states));
         }
-        using Arithmetic = std::remove_pointer_t<decltype(name)>;
         if (rows) launch_forward_pull<Arithmetic>(p, plan, device.stream());
     });
     return {y, g, norms, *kept};
@@ -127,7 +115,7 @@ std::vector<Tensor> mlp_push_adjoint(Tensor x, Optional cotangent, Optional targ
                                      std::vector<Tensor> weights, std::vector<int64_t> kinds,
                                      std::vector<double> settings, int64_t loss, int64_t stack, bool unit_seed,
                                      Optional ybar, Optional gbar, Optional norm_weights, std::vector<int64_t> wanted) {
-    const bool tf32 = take_tf32(settings);
+    const bool tf32 = take_tf32(settings, 2 * weights.size());
     const CheckedNetwork network = checked(x, weights, kinds, settings);
     const OnDevice device(x);
     const CheckedTarget goal = network.check_push_adjoint(x, cotangent, target, kept, ybar, gbar, norm_weights,
@@ -138,8 +126,15 @@ std::vector<Tensor> mlp_push_adjoint(Tensor x, Optional cotangent, Optional targ
         using S = decltype(number);
         PushAdjoint<S> p{};
         describe(network, x, cotangent, goal, stack, unit_seed, p);
-        STD_TORCH_CHECK(kept.numel() == kept_size(p), "kept is not what mlp_forward_pull returned for these tensors");
-        place_kept(p, const_cast<S*>(data<S>(kept)));
+        LayerwiseMemory<S> also;
+        const bool layerwise = is_layerwise(p);
+        const int64_t size = layerwise ? place_layers(p, also, true, nullptr) / int64_t(sizeof(S)) : kept_size(p);
+        STD_TORCH_CHECK(kept.numel() == size, "kept is not what mlp_forward_pull returned for these tensors");
+        S* const memory = const_cast<S*>(data<S>(kept));
+        if (layerwise)
+            place_layers(p, also, true, reinterpret_cast<char*>(memory));
+        else
+            place_kept(p, memory);
         p.ybar = data<S>(ybar);
         p.gbar = data<S>(gbar);
         p.norm_weights = data<Wide<S>>(norm_weights);
@@ -155,12 +150,21 @@ std::vector<Tensor> mlp_push_adjoint(Tensor x, Optional cotangent, Optional targ
             layer.weight_gradient = result(wanted[2 + 2 * l], {layer.outputs, layer.inputs});
             layer.bias_gradient = result(wanted[3 + 2 * l], {layer.outputs});
         }
-        Plan plan;
-        check_plan(plan_push_adjoint(p, gbar.has_value(), current_device(), plan));
-        const int64_t bytes = place_workspace(p, nullptr);
-        Tensor workspace = torch::stable::new_empty(x, {bytes}, ScalarType::Byte);
-        place_workspace(p, mutable_data<char>(workspace));
         using Arithmetic = std::remove_pointer_t<decltype(name)>;
+        const Device machine = current_device();
+        if (layerwise) {
+            int tile;
+            plan_layerwise(p, gbar.has_value(), machine, tile);
+            LayerwiseWorkspace<S> space;
+            const Tensor workspace = new_bytes(x, place_layerwise(p, nullptr, space));
+            launch_layerwise_push_adjoint<Arithmetic>(p, also, mutable_data<char>(workspace), tile, machine,
+                                                      device.stream());
+            return;
+        }
+        Plan plan;
+        check_plan(plan_push_adjoint(p, gbar.has_value(), machine, plan));
+        const Tensor workspace = new_bytes(x, place_workspace(p, nullptr));
+        place_workspace(p, mutable_data<char>(workspace));
         launch_push_adjoint<Arithmetic>(p, plan, device.stream());
     });
     return results;

@@ -4,6 +4,8 @@
 #include <functional>
 #include <vector>
 
+#include "cuda/conv.cuh"
+#include "cuda/layerwise.cuh"
 #include "cuda/mlp.cuh"
 
 namespace {
@@ -14,7 +16,8 @@ using namespace gradreg_fast::cuda;
 // What the launcher of csrc/cuda/launch.cuh is on a GPU.
 struct Launcher {
     cuda_on_cpu::Order order;
-    int skipped_barrier;  // of the first launch
+    int skipped_barrier;  // of the first launch, or of all
+    bool in_all = false;
     mutable int launches = 0;
 
     template <class Parameters>
@@ -24,7 +27,7 @@ struct Launcher {
                              {unsigned(threads), 1, 1},
                              size_t(shared_bytes),
                              order,
-                             launches++ ? -1 : skipped_barrier},
+                             launches++ && !in_all ? -1 : skipped_barrier},
                             [&] { kernel(parameters); });
     }
 };
@@ -65,11 +68,55 @@ struct Machine {
     cuda_on_cpu::Order order;
     int skipped_barrier;
     int missing_bytes;  // of shared memory
+    bool layerwise;
 };
+
+// Launches with less shared memory than asked for.
+struct Cramped {
+    Launcher launcher;
+    int missing_bytes;
+
+    template <class Kernel, class Parameters>
+    void operator()(Kernel kernel, int columns, int rows, int shared_bytes, const Parameters& parameters) const {
+        launcher(kernel, columns, rows, std::max(shared_bytes - missing_bytes, 0), parameters);
+    }
+};
+
+template <class Arithmetic>
+auto layerwise(const Machine& machine) {
+    const Cramped launch{{machine.order, machine.skipped_barrier, true}, machine.missing_bytes};
+    return Layerwise<Arithmetic, Cramped>(machine.device, launch);
+}
+
+template <class Arithmetic, class S>
+void run_forward_layerwise(ForwardPull<S>& p, S* kept, const Machine& machine) {
+    LayerwiseMemory<S> also;
+    Memory<char> own(p.keep ? 0 : place_layers(p, also, false, nullptr));
+    place_layers(p, also, p.keep, p.keep ? reinterpret_cast<char*>(kept) : own.pointer.get());
+    S* top;
+    Wide<S>* scratch;
+    Memory<char> workspace(place_top(p, nullptr, top, scratch));
+    layerwise<Arithmetic>(machine).forward_pull(p, also, workspace.pointer.get());
+}
+
+template <class Arithmetic, class S>
+void run_backward_layerwise(PushAdjoint<S>& p, S* kept, const Machine& machine) {
+    LayerwiseMemory<S> also;
+    place_layers(p, also, true, reinterpret_cast<char*>(kept));
+    int size;
+    plan_layerwise(p, p.gbar != nullptr, machine.device, size);
+    LayerwiseWorkspace<S> space;
+    Memory<char> workspace(place_layerwise(p, nullptr, space));
+    layerwise<Arithmetic>(machine).push_adjoint(p, also, workspace.pointer.get(), size);
+}
 
 // Rows of a tile, or 0 where the network does not fit.
 template <class Arithmetic, class S>
 int run_forward(ForwardPull<S>& p, S* kept, const Machine& machine) {
+    if (machine.layerwise) {
+        run_forward_layerwise<Arithmetic>(p, kept, machine);
+        return 1;
+    }
     Plan plan;
     if (!plan_tiles(p, false, machine.device, plan)) return 0;
     std::unique_ptr<Memory<S>> states;
@@ -86,6 +133,10 @@ int run_forward(ForwardPull<S>& p, S* kept, const Machine& machine) {
 
 template <class Arithmetic, class S>
 int run_backward(PushAdjoint<S>& p, S* kept, const Machine& machine) {
+    if (machine.layerwise) {
+        run_backward_layerwise<Arithmetic>(p, kept, machine);
+        return 1;
+    }
     Plan plan;
     place_kept(p, kept);
     if (!plan_push_adjoint(p, p.gbar != nullptr, machine.device, plan)) return 0;
@@ -104,7 +155,8 @@ int run_backward(PushAdjoint<S>& p, S* kept, const Machine& machine) {
 
 // All gradients of one network, with every block of memory of exactly the size it must have.
 template <class Arithmetic>
-void run(const std::vector<int>& widths, Kind kind, Loss loss, int64_t rows, int stack, Device device) {
+void run(const std::vector<int>& widths, Kind kind, Loss loss, int64_t rows, int stack, Device device,
+         bool layerwise = false) {
     using S = typename Arithmetic::Storage;
     const int depth = int(widths.size()) - 1, inputs = widths.front(), outputs = widths.back();
     std::vector<int> kinds(depth, int(kind));
@@ -138,11 +190,13 @@ void run(const std::vector<int>& widths, Kind kind, Loss loss, int64_t rows, int
     forward.y = take(rows * outputs);
     forward.g = take(stack * rows * inputs);
     forward.norms = take_wide(rows);
-    S* const kept = take(kept_size(forward));
+    LayerwiseMemory<S> also;
+    const int64_t layers = place_layers(forward, also, true, nullptr) / int64_t(sizeof(S));
+    S* const kept = take(layerwise ? layers : kept_size(forward));
     const auto order = cuda_on_cpu::Order::Shuffled;
     for (const bool keep : {false, true}) {
         forward.keep = keep;
-        run_forward<Arithmetic>(forward, kept, {device, order, -1, 0});
+        run_forward<Arithmetic>(forward, kept, {device, order, -1, 0, layerwise});
     }
     PushAdjoint<S> backward{};
     static_cast<Network<S>&>(backward) = forward;
@@ -155,10 +209,45 @@ void run(const std::vector<int>& widths, Kind kind, Loss loss, int64_t rows, int
     backward.norm_weights = forward.norms;
     backward.xbar = take(rows * inputs);
     if (loss == Loss::None) backward.cotangent_bar = take(stack * rows * outputs);
-    run_backward<Arithmetic>(backward, kept, {device, order, -1, 0});
+    run_backward<Arithmetic>(backward, kept, {device, order, -1, 0, layerwise});
+}
+
+// All sweeps of one convolution, likewise.
+template <class Arithmetic>
+void run(const Convolution& c, int64_t stack, Kind kind, Device device) {
+    using S = typename Arithmetic::Storage;
+    const int64_t outer = c.pixels() * c.outputs, inner = c.samples * c.size[0] * c.size[1] * c.inputs;
+    const int64_t weights = int64_t(c.outputs) * c.taps() * c.inputs;
+    Memory<S> x(stack * inner), u(stack * outer), y(outer), state(outer), ydot(stack * outer), below(stack * inner);
+    Memory<S> weight(weights), bias(c.outputs), gradient(weights);
+    Memory<Wide<S>> second(outer), terms(stack * outer);
+    const auto at = [](const auto& memory) { return memory.pointer.get(); };
+    std::fill_n(at(x), stack * inner, narrow<S>(0.5f));
+    std::fill_n(at(u), stack * outer, narrow<S>(0.5f));
+    std::fill_n(at(weight), weights, narrow<S>(0.5f));
+    std::fill_n(at(bias), c.outputs, narrow<S>(0.5f));
+    const Settings settings{1.5, 20};
+    const Convolve<Arithmetic, Launcher> convolve(c, device, Launcher{cuda_on_cpu::Order::Shuffled, -1});
+    convolve.forward({at(x), at(weight), at(bias), kind, settings, at(y), at(state)});
+    convolve.push({stack, at(x), at(weight), at(state), at(u), kind, settings, at(ydot), at(second), at(terms)});
+    convolve.pull(stack, at(u), at(weight), at(below));
+    const GradientPlan plan = plan_gradient<S>(c, stack, device);
+    Memory<Wide<S>> sums(plan.slices * weights);
+    convolve.gradient(stack, at(u), at(x), plan, at(sums), at(gradient));
 }
 
 int main() {
+    const Convolution odd{2, 3, 5, {7, 6}, {4, 3}, {3, 2}, {2, 2}, {1, 0}, {1, 1}};
+    const Convolution whole{2, 8, 16, {6, 5}, {6, 5}, {3, 3}, {1, 1}, {1, 1}, {1, 1}};
+    const Convolution dilated{2, 2, 8, {9, 8}, {9, 4}, {3, 3}, {1, 1}, {2, 0}, {2, 2}};
+    for (const Convolution& c : {odd, whole, dilated}) {
+        run<Exact<float>>(c, 2, Kind::SiLU, {3, 0});
+        run<Halves<BFloat16>>(c, 1, Kind::Tanh, {1, 0});
+    }
+    run<Exact<float>>({130, 72, 131}, Kind::Sine, Loss::None, 140, 2, {1, 227 << 10}, true);
+    run<Exact<float>>({130, 70, 1}, Kind::ReLU, Loss::None, 300, 1, {8, 227 << 10}, true);
+    run<Halves<BFloat16>>({64, 72, 3}, Kind::SiLU, Loss::CrossEntropy, 70, 1, {1, 227 << 10}, true);
+    run<TF32>({9, 40, 2}, Kind::Tanh, Loss::None, 33, 3, {1, 227 << 10}, true);
     const Device large{3, 227 << 10}, small{3, 26 << 10};
     for (const Device device : {large, small})
         for (const int64_t rows : {1, 37})
@@ -204,20 +293,34 @@ int with_arithmetic(const std::string& name, Function&& function) {
 PYBIND11_MODULE(cuda_mlp, module) {
     namespace py = pybind11;
     py::class_<Machine>(module, "Machine")
-        .def(py::init([](int multiprocessors, int shared_bytes, int order, int skipped_barrier, int missing_bytes) {
-                 return Machine{
-                     {multiprocessors, shared_bytes}, cuda_on_cpu::Order(order), skipped_barrier, missing_bytes};
+        .def(py::init([](int multiprocessors, int shared_bytes, int order, int skipped_barrier, int missing_bytes,
+                         bool layerwise) {
+                 return Machine{{multiprocessors, shared_bytes},
+                                cuda_on_cpu::Order(order),
+                                skipped_barrier,
+                                missing_bytes,
+                                layerwise};
              }),
              py::arg("multiprocessors") = 2, py::arg("shared_bytes") = 227 << 10, py::arg("order") = 0,
-             py::arg("skipped_barrier") = -1, py::arg("missing_bytes") = 0);
+             py::arg("skipped_barrier") = -1, py::arg("missing_bytes") = 0, py::arg("layerwise") = false);
     py::class_<Sizes>(module, "Sizes")
         .def(py::init([](std::vector<int> widths, std::vector<int> kinds, std::vector<double> settings, int64_t rows,
                          int stack, int loss,
                          bool unit_seed) { return Sizes{widths, kinds, settings, rows, stack, loss, unit_seed}; }))
-        .def("kept_size", [](const Sizes& sizes) {
-            Network<float> network{};
-            describe(sizes, network);
-            return kept_size(network);
+        .def("kept_size",
+             [](const Sizes& sizes) {
+                 Network<float> network{};
+                 describe(sizes, network);
+                 return kept_size(network);
+             })
+        .def("kept_layers", [](const Sizes& sizes, const std::string& arithmetic) {
+            return with_arithmetic(arithmetic, [&](auto name) {
+                using S = typename decltype(name)::Storage;
+                Network<S> network{};
+                describe(sizes, network);
+                LayerwiseMemory<S> also;
+                return int(place_layers(network, also, true, nullptr) / sizeof(S));
+            });
         });
     module.def("forward_pull",
                [](const std::string& arithmetic, const Machine& machine, const Sizes& sizes,
