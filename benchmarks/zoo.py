@@ -239,7 +239,7 @@ PACKAGED = (
 )
 ARCHITECTURES = {each.name: each for each in (*RECREATED, *PACKAGED)}
 
-QUICK = ("SIREN", "R3GAN discriminator", "SchNet", "resnet18")
+QUICK = ("SIREN", "SchNet", "resnet18")
 
 
 def measure(architecture: Architecture, peers: Sequence[str], plan: Plan, report: Callable[[str], Any]) -> dict:
