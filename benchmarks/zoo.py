@@ -247,7 +247,7 @@ def measure(architecture: Architecture, peers: Sequence[str], plan: Plan, report
 
     Args:
         architecture: the network and its step.
-        peers: names in `PEERS`.
+        peers: names in `PEERS`; without any nothing is timed.
         plan: how long.
         report: is told what is going on, in a few words.
 
@@ -274,7 +274,7 @@ def _measure(architecture, peers, plan, say):
         "eager_lacks": lacking(architecture),
         "left_to_autograd": left_to_autograd(model, x),
         "parity": {"train": parity(architecture, True), "eval": parity(architecture, False)},
-        "peers": timed(architecture, {name: PEERS[name] for name in peers}, plan, say, Eager),
+        "peers": timed(architecture, {name: PEERS[name] for name in peers}, plan, say, Eager) if peers else {},
     }
 
 
