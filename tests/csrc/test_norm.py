@@ -11,7 +11,6 @@ from gradreg_fast.passes import with_passes
 from gradreg_fast.rules.norm_passes import BatchNormPasses
 
 from ..parity import assert_primitives
-from . import agreement
 
 pytestmark = pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}")
 
@@ -42,6 +41,7 @@ def normalise(x, weight):
     return torch.nn.functional.batch_norm(x, None, None, weight, None, True)
 
 
+@pytest.mark.each_processor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 @pytest.mark.parametrize("name", SHAPES)
@@ -112,8 +112,3 @@ def test_wrong_arguments_are_told():
     }.items():
         with pytest.raises(RuntimeError, match=message):
             call()
-
-
-@pytest.mark.parametrize("capability", ["baseline", "avx2"])
-def test_lesser_processors(capability):
-    agreement.assert_passes_on(capability, [__file__], "test_passes")
