@@ -69,7 +69,11 @@ def kernels():
             library.parent.mkdir(parents=True, exist_ok=True)
             build.compile_ahead(library)
 
-    return {"ext_modules": [Extension(build.MODULE, [])], "cmdclass": {"build_ext": Compile}}
+    return {
+        "ext_modules": [Extension(build.MODULE, [], py_limited_api=True)],
+        "cmdclass": {"build_ext": Compile},
+        "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
+    }
 
 
 arguments = kernels()

@@ -30,6 +30,7 @@ from pathlib import Path
 from types import ModuleType
 
 MODULE = "gradreg_fast._C"
+FILE = "_C.abi3.so"  # in Python's limited API: one file for all versions
 SOURCES = (
     "bindings.cpp",
     "library.cpp",
@@ -46,10 +47,16 @@ SOURCES = (
     "cpu/mlp_avx2.cpp",
     "cpu/mlp_avx512.cpp",
     "cpu/mlp_baseline.cpp",
+    "cpu/norm.cpp",
+    "cpu/norm_avx2.cpp",
+    "cpu/norm_avx512.cpp",
+    "cpu/norm_baseline.cpp",
 )
 CUDA_SOURCES = (
     "cuda/elementwise.cpp",
     "cuda/elementwise.cu",
+    "cuda/layer_norm.cpp",
+    "cuda/layer_norm.cu",
     "cuda/mlp.cpp",
     "cuda/mlp_bfloat16.cu",
     "cuda/mlp_float16.cu",
@@ -58,6 +65,8 @@ CUDA_SOURCES = (
     "cuda/mlp_tf32.cu",
     "cuda/norm.cpp",
     "cuda/norm.cu",
+    "cuda/rows.cpp",
+    "cuda/rows.cu",
     "cuda/runtime.cu",
 )
 FLAGS = (
@@ -112,6 +121,8 @@ def cache_folder() -> Path:
 def load() -> tuple[ModuleType, str]:
     """The compiled library: the installed one, else the cached one, else one that is built now.
 
+    An installed one without CUDA kernels (a wheel's) stands back for one with them, where that can be built.
+
     Returns:
         The library, and why it has no CUDA kernels ("" if it has).
 
@@ -119,45 +130,52 @@ def load() -> tuple[ModuleType, str]:
         BuildError: if there is none, with the reason.
     """
     sources = source_folder()
-    if is_installed(sources):
-        try:
-            module = importlib.import_module(MODULE)
-            return module, "" if has_cuda(module) else "the library that is installed was compiled without them"
-        except ImportError:  # made for another torch or Python; the one in the cache never is
-            pass
-    if sources is None:
-        raise BuildError("the package holds neither a compiled library nor its sources")
-    compiler = find_compiler()
+    installed = installed_library(sources)
+    complete = installed is not None and b"cuda_problem" in installed.read_bytes()
+    module = _installed_module() if complete else None
+    if module is not None:
+        return module, ""
     try:
-        return _load(sources, compiler, find_nvcc()), ""
+        return _just_in_time(sources, find_nvcc()), ""
     except BuildError as error:
         reason = str(error)
-    return _load(sources, compiler, None), reason
+    module = _installed_module() if installed is not None and not complete else None
+    return module or _just_in_time(sources, None), reason
 
 
-def has_cuda(module: ModuleType) -> bool:
-    """Whether the library holds CUDA kernels."""
-    return hasattr(module, "cuda_problem")
+def _installed_module() -> ModuleType | None:
+    """The installed library; None if it was made for another machine, torch or Python."""
+    try:
+        return importlib.import_module(MODULE)
+    except ImportError:
+        return None
+
+
+def _just_in_time(sources: Path | None, nvcc: str | None) -> ModuleType:
+    if sources is None:
+        raise BuildError("the package holds neither a compiled library nor its sources")
+    return _load(sources, find_compiler(), nvcc)
 
 
 def _load(sources: Path, compiler: list[str], nvcc: str | None) -> ModuleType:
     """The cached library, built first if it is not there."""
     folder = cache_folder() / cache_key(sources, compiler, nvcc)
-    library = folder / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    library = folder / FILE
     if not library.exists():
         _build_once(sources, compiler, nvcc, folder, library)
     return _import(library)
 
 
-def is_installed(sources: Path | None) -> bool:
-    """Whether a library was compiled ahead of time, and not before its checkout last changed."""
+def installed_library(sources: Path | None) -> Path | None:
+    """The library that was compiled ahead of time; None if there is none, or its checkout has changed since."""
     found = importlib.util.find_spec(MODULE)
     if found is None or found.origin is None:
-        return False
+        return None
+    library = Path(found.origin)
     if sources is None or sources.parent == Path(__file__).parent:
-        return True
+        return library
     changed = max(path.stat().st_mtime for path in sources.rglob("*.*"))
-    return Path(found.origin).stat().st_mtime > changed
+    return library if library.stat().st_mtime > changed else None
 
 
 def find_compiler() -> list[str]:
@@ -193,8 +211,17 @@ def any_nvcc() -> str:
     home = inside.pop(0) if folders[0] else None
     found = next((nvcc for nvcc in (home, shutil.which("nvcc"), *inside) if nvcc), None)
     if found is None:
-        raise BuildError(f"no nvcc in $CUDA_HOME, PATH or /usr/local/cuda; pip install {' '.join(NVCC_PACKAGES)}")
+        raise BuildError(f"no nvcc in $CUDA_HOME, PATH or /usr/local/cuda; {_where_to_get_nvcc()}")
     return found
+
+
+def _where_to_get_nvcc() -> str:
+    import torch
+
+    version = torch.version.cuda or "13"
+    if version.split(".")[0] == "13":  # as NVCC_PACKAGES; earlier ones have no nvcc
+        return f"pip install {' '.join(NVCC_PACKAGES)}"
+    return f"install the CUDA toolkit {version}"
 
 
 def cache_key(sources: Path, compiler: list[str], nvcc: str | None = None) -> str:
@@ -203,7 +230,7 @@ def cache_key(sources: Path, compiler: list[str], nvcc: str | None = None) -> st
 
     digest = hashlib.sha256()
     facts = [compiler, _version(compiler), FLAGS, torch.__version__, torch.compiled_with_cxx11_abi()]
-    facts += [platform.machine(), sysconfig.get_config_var("EXT_SUFFIX"), sys.version_info[:2]]
+    facts += [sysconfig.get_platform()]
     if nvcc is not None:
         facts += [nvcc, _version([nvcc]), CUDA_FLAGS]
     digest.update(repr(facts).encode())

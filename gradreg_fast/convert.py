@@ -46,6 +46,12 @@ def convert(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: if it is no module.
+
+    >>> network = convert(nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 1)))
+    >>> x = torch.randn(8, 2, requires_grad=True)
+    >>> y = network(x)
+    >>> (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    >>> (y.square().mean() + g.square().sum(1).mean()).backward()
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")

@@ -133,6 +133,13 @@ def explain(
 
     Raises:
         ValueError: if there is no penalty of that name.
+
+    >>> critic = nn.Sequential(nn.Linear(2, 64), nn.LeakyReLU(), nn.Linear(64, 1))
+    >>> explanation = explain(critic, torch.randn(8, 2), "r1")
+    >>> [row.operation for row in explanation.rows]
+    ['Linear', 'LeakyReLU', 'Linear']
+    >>> explanation.units, explanation.autograd_units
+    (4.0, 6.0)
     """
     if penalty not in (*functional.PENALTIES, "value_and_vjp", "jacobian_sqnorm"):
         raise ValueError(f"penalty must be one of {', '.join(functional.PENALTIES)}, got {penalty!r}")

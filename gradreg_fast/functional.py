@@ -84,6 +84,10 @@ def double_backprop(
     Raises:
         TypeError: if the target or the loss is not what it must be.
         ValueError: if the loss's name, the target's shape or the reduction is not.
+
+    >>> network, x, target = nn.Linear(2, 1), torch.randn(8, 2), torch.zeros(8, 1)
+    >>> y, penalty = double_backprop(network, x, target, loss="mse")
+    >>> torch.testing.assert_close(penalty, (2 * y * network.weight).square().sum(1).mean())
     """
     check_reduction(reduction)
     if isinstance(loss, str) and loss not in _LOSSES:
@@ -124,6 +128,11 @@ def jacobian_frobenius(
 
     Returns:
         y, and the penalty.
+
+    >>> network, x = nn.Linear(3, 2), torch.randn(8, 3)
+    >>> y, penalty = jacobian_frobenius(network, x)
+    >>> torch.testing.assert_close(penalty, network.weight.square().sum())
+    >>> y, estimate = jacobian_frobenius(network, x, projections=1)
     """
     check_reduction(reduction)
     y, norms = ops.jacobian_sqnorm(model, x, projections, generator)
@@ -143,6 +152,11 @@ def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[T
 
     Returns:
         h, and the penalty.
+
+    >>> encoder, x = nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()), torch.randn(8, 3)
+    >>> h, penalty = contractive(encoder, x)
+    >>> squares = encoder[0].weight.square().sum(1)  # of each unit's weights  # [2]
+    >>> torch.testing.assert_close(penalty, ((h * (1 - h)).square() @ squares).mean())
     """
     return jacobian_frobenius(model, x, reduction=reduction)
 
@@ -170,6 +184,11 @@ def jacobian_softmax(
 
     Returns:
         The logits y, and the penalty.
+
+    >>> network, x = nn.Linear(3, 4), torch.randn(8, 3)
+    >>> y, penalty = jacobian_softmax(network, x)
+    >>> probabilities, same = jacobian_frobenius(nn.Sequential(network, nn.Softmax(1)), x)
+    >>> torch.testing.assert_close(penalty, same)
     """
     check_reduction(reduction)
     graph, tensors = ops.prepare(model, x, _SOFTMAX)
@@ -195,6 +214,11 @@ def spectral_projection(
 
     Returns:
         y, and the penalty.
+
+    >>> network, x = nn.Linear(3, 2), torch.randn(8, 3)
+    >>> y, penalty = spectral_projection(network, x)
+    >>> bool(penalty <= torch.linalg.matrix_norm(network.weight, 2) ** 2)
+    True
     """
     check_reduction(reduction)
     graph, tensors = ops.prepare(model, x)
@@ -222,6 +246,11 @@ def gradient_penalty(
 
     Returns:
         y, and the penalty.
+
+    >>> critic, real, fake = nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 2)
+    >>> _, penalty = gradient_penalty(critic, interpolate(real, fake))
+    >>> torch.testing.assert_close(penalty, (critic.weight.norm() - 1) ** 2)
+    >>> (critic(fake).mean() - critic(real).mean() + 10 * penalty).backward()
     """
     check_reduction(reduction)
     if not isinstance(centre, (int, float)) or not abs(centre) < float("inf"):
@@ -244,6 +273,10 @@ def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = 
 
     Raises:
         ValueError: if the shapes differ.
+
+    >>> points = interpolate(torch.zeros(4, 3), torch.ones(4, 3))
+    >>> bool((points == points[:, :1]).all()), bool((points[0] == points[1]).all())
+    (True, False)
     """
     if real.shape != fake.shape:
         raise ValueError(f"fake must be shaped like real {tuple(real.shape)}, got {tuple(fake.shape)}")
@@ -277,6 +310,10 @@ def dragan(
 
     Returns:
         y at the points, and the penalty.
+
+    >>> critic, x = nn.Linear(2, 1), torch.randn(8, 2)
+    >>> _, penalty = dragan(critic, x)
+    >>> torch.testing.assert_close(penalty, (critic.weight.norm() - 1) ** 2)
     """
     ops.check_floating(x, "x")
     remember((), x.device if generator is None else None)
@@ -301,6 +338,12 @@ def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
 
     Returns:
         y, and the penalty.
+
+    >>> critic, real = nn.Linear(2, 1), torch.randn(8, 2)
+    >>> y, penalty = r1(critic, real)
+    >>> torch.testing.assert_close(penalty, critic.weight.square().sum())
+    >>> r1(critic, real, reduction="none")[1].shape
+    torch.Size([8])
     """
     check_reduction(reduction)
     y, norms = _one_output_sqnorm(model, x)
@@ -320,6 +363,10 @@ def r2(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
 
     Returns:
         y, and the penalty.
+
+    >>> critic, fake = nn.Linear(2, 1), torch.randn(8, 2)
+    >>> y, penalty = r2(critic, fake)
+    >>> torch.testing.assert_close(penalty, critic.weight.square().sum())
     """
     return r1(model, x, reduction)
 
@@ -343,6 +390,10 @@ def r1_r2(
 
     Returns:
         ``(y of real, y of fake)``, and the penalty: the sum of the two.
+
+    >>> critic, real, fake = nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 2)
+    >>> (y_real, y_fake), penalty = r1_r2(critic, real, fake)
+    >>> torch.testing.assert_close(penalty, 2 * critic.weight.square().sum())
     """
     check_reduction(reduction)
     ops.check_floating(real, "real")
@@ -375,6 +426,11 @@ def eikonal(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tenso
 
     Returns:
         y, and the penalty.
+
+    >>> plane = nn.Linear(2, 1).requires_grad_(False)
+    >>> plane.weight[:] = torch.tensor([0.6, 0.8])  # of length 1: its values are distances
+    >>> distance, penalty = eikonal(plane, torch.randn(8, 2))
+    >>> torch.testing.assert_close(penalty, torch.tensor(0.0))
     """
     return gradient_penalty(model, x, 1.0, reduction=reduction)
 
@@ -408,6 +464,10 @@ def jacobian_spectral_norm(
 
     Raises:
         ValueError: if `iterations` is negative or the vector's shape is not that of y.
+
+    >>> network, x = nn.Linear(3, 2).double(), torch.randn(8, 3).double()
+    >>> y, penalty = jacobian_spectral_norm(network, x, iterations=300)
+    >>> torch.testing.assert_close(penalty, torch.linalg.matrix_norm(network.weight, 2))
     """
     check_reduction(reduction)
     if not isinstance(iterations, int) or iterations < 0:
@@ -458,6 +518,10 @@ def gradient_matching(
 
     Raises:
         ValueError: if the target's shape fits neither.
+
+    >>> network, x, slopes = nn.Linear(2, 1), torch.randn(8, 2), torch.ones(8, 2)
+    >>> y, penalty = gradient_matching(network, x, slopes)
+    >>> torch.testing.assert_close(penalty, (network.weight - 1).square().sum())
     """
     check_reduction(reduction)
     ops.check_floating(target_gradient, "target_gradient")
@@ -490,6 +554,11 @@ def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> 
 
     Returns:
         y, and the penalty.
+
+    >>> undecided = nn.Linear(2, 4).requires_grad_(False)
+    >>> undecided.weight[:], undecided.bias[:] = 0, 0
+    >>> y, penalty = confidence_penalty(undecided, torch.randn(8, 2))
+    >>> torch.testing.assert_close(penalty.exp(), torch.tensor(1 / 4))
     """
     check_reduction(reduction)
     ops.check_model(model)
@@ -512,6 +581,17 @@ def _sample_losses(loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, target: 
 def _one_output_sqnorm(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """y and ``||g||^2`` of a model with one output a sample."""
     return ops.sqnorm(*ops.prepare(model, x), x, one_output=True)
+
+
+def named(penalty: Callable | str) -> Callable:
+    """The penalty of a name; a function as it is."""
+    if isinstance(penalty, str):
+        if penalty not in PENALTIES:
+            raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, got {penalty!r}")
+        return globals()[penalty]
+    if not callable(penalty):
+        raise TypeError(f"penalty must be a function or a name, got {type(penalty).__name__}")
+    return penalty
 
 
 def safe_sqrt(norms: Tensor) -> Tensor:

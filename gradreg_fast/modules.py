@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gradreg_fast import functional, ops
+from gradreg_fast import budget, functional, ops
 from gradreg_fast.rules.activation import Sine as SineRule
 from gradreg_fast.rules.registry import MODULES, Call
 
@@ -18,30 +18,49 @@ class WithPenalty(nn.Module):
     Its forward returns ``(y, penalty)``, both of this process's samples; the wrapper goes around this module as a
     whole, ``DistributedDataParallel(WithPenalty(model, "r1"))`` or ``fully_shard(WithPenalty(model, "r1"))``.
 
+    In training mode it may cost less, the same on average (see `gradreg_fast.budget`): `every` computes the penalty at
+    one call of that many, multiplied by them, and gives zero at the others; the place in this schedule is part of the
+    state dictionary, and every process has the same. `fraction` computes it on that part of the batch, drawn at random.
+
     Args:
         model: the network.
         penalty: a function of `gradreg_fast.functional`, or its name.
+        every: number of calls.
+        fraction: of the batch; above 0, at most 1.
         **settings: further keyword arguments of the penalty.
 
     Raises:
-        ValueError: if there is no penalty of that name.
+        ValueError: if there is no penalty of that name, or `every` or `fraction` is out of its range.
+
+    >>> model = WithPenalty(nn.Linear(2, 1), "r1", every=4)
+    >>> [bool(model(torch.zeros(8, 2))[1] > 0) for _ in range(5)]
+    [True, False, False, False, True]
     """
 
-    def __init__(self, model: nn.Module, penalty: Callable | str, **settings) -> None:
+    def __init__(
+        self, model: nn.Module, penalty: Callable | str, *, every: int = 1, fraction: float = 1.0, **settings
+    ) -> None:
         super().__init__()
-        if isinstance(penalty, str):
-            if penalty not in functional.PENALTIES:
-                raise ValueError(f"penalty must be one of {', '.join(functional.PENALTIES)}, got {penalty!r}")
-            penalty = getattr(functional, penalty)
-        if not callable(penalty):
-            raise TypeError(f"penalty must be a function or a name, got {type(penalty).__name__}")
+        budget.check_fraction(fraction)
         self.model = model
-        self.penalty = penalty
+        self.penalty = functional.named(penalty)
+        self.schedule = None if every == 1 else budget.Lazy(every)
+        self.fraction = fraction
         self.settings = settings
 
     def forward(self, x: Tensor, *arguments, **keywords) -> tuple[Tensor, Tensor]:
         """``penalty(model, x, *arguments, **settings, **keywords)``."""
-        return self.penalty(self.model, x, *arguments, **{**self.settings, **keywords})
+        keywords = {**self.settings, **keywords}
+        if not self.training:
+            return self.penalty(self.model, x, *arguments, **keywords)
+        if self.schedule is not None and not self.schedule.due():
+            y = budget.outputs(self.penalty, self.model, x, *arguments, **keywords)
+            return y, budget.nothing(x, keywords.get("reduction", "mean"))
+        if self.fraction == 1:
+            y, value = self.penalty(self.model, x, *arguments, **keywords)
+        else:
+            y, value = budget.on_fraction(self.penalty, self.fraction, self.model, x, *arguments, **keywords)
+        return y, value if self.schedule is None else value * self.schedule.every
 
 
 class JacobianReg(nn.Module):
@@ -55,6 +74,10 @@ class JacobianReg(nn.Module):
 
     Raises:
         ValueError: if n is neither -1 nor a positive integer.
+
+    >>> network, x = nn.Linear(3, 2), torch.randn(8, 3)
+    >>> y, value = JacobianReg(n=-1)(network, x)
+    >>> torch.testing.assert_close(value, network.weight.square().sum() / 2)
     """
 
     def __init__(self, n: int = 1) -> None:
@@ -76,6 +99,8 @@ class Sine(nn.Module):
 
     Args:
         frequency: their omega_0.
+
+    >>> torch.testing.assert_close(Sine(2.0)(torch.ones(3)), torch.sin(torch.full((3,), 2.0)))
     """
 
     def __init__(self, frequency: float = 30.0) -> None:

@@ -63,6 +63,11 @@ def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) 
     Raises:
         TypeError: if x or the cotangent is not a real floating-point tensor.
         ValueError: if their shapes, dtypes or devices do not fit.
+
+    >>> network, x = nn.Linear(2, 1), torch.randn(8, 2)
+    >>> y, g = value_and_vjp(network, x)
+    >>> torch.testing.assert_close(g, network.weight.expand(8, 2))
+    >>> (y.square().mean() + g.square().sum(1).mean()).backward()  # any loss of both
     """
     graph, tensors = prepare(model, x)
     if cotangent is None:
@@ -96,6 +101,10 @@ def jacobian_sqnorm(
     Raises:
         TypeError: if x is not a real floating-point tensor.
         ValueError: if `projections` is not a positive integer.
+
+    >>> network, x = nn.Linear(3, 2), torch.randn(8, 3)
+    >>> y, norms = jacobian_sqnorm(network, x)
+    >>> torch.testing.assert_close(norms, network.weight.square().sum().expand(8))
     """
     return sqnorm_or_estimate(*prepare(model, x), x, projections, generator)
 
@@ -158,6 +167,8 @@ def sqnorm(
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1 and not mlp.prefers_gram(x, tensors):
         return mlp.value_and_sqnorm(x, None, None, tensors)
+    if mlp is not None and cotangents is None and not one_output and mlp.stacks_units(x, tensors):
+        return mlp.value_and_sqnorm(x, mlp.units(x, tensors), None, tensors)
     if mlp is not None and isinstance(cotangents, RandomUnits):
         return mlp.value_and_sqnorm(
             x, cotangents.draw(mlp.output_shape(x, tensors), x.new_empty(0, dtype=mlp.low or x.dtype)), None, tensors

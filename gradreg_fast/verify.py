@@ -113,6 +113,10 @@ def verify(
     Raises:
         ParityError: if any differs.
         ValueError: if there is no penalty of that name.
+
+    >>> critic = nn.Sequential(nn.Linear(2, 64), nn.LeakyReLU(), nn.Linear(64, 1))
+    >>> verify(critic, torch.randn(8, 2), "r1").passed
+    True
     """
     if penalty not in (*functional.PENALTIES, *PRIMITIVES):
         names = ", ".join((*functional.PENALTIES, *PRIMITIVES))

@@ -11,7 +11,6 @@ import gradreg_fast
 from gradreg_fast import active, functional, ops, planner
 from gradreg_fast.backend import library
 from gradreg_fast.engine import linearize
-from tests.csrc import agreement
 from tests.parity import assert_parity, evaluate, jacobian_sqnorm
 
 pytestmark = pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}")
@@ -56,6 +55,7 @@ def assert_exact(model, x):
     assert_parity(model, gradreg_fast.jacobian_sqnorm, jacobian_sqnorm, x)
 
 
+@pytest.mark.each_processor
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @sizes
 def test_against_autograd(sizes, bias):
@@ -68,6 +68,7 @@ def test_both_ways_to_end_at_the_input():
         assert (plan.bottom != 0) == wide
 
 
+@pytest.mark.each_processor
 @sizes
 def test_float32_is_at_most_twice_as_far_off_as_eager(sizes):
     errors = {}
@@ -133,6 +134,7 @@ def test_only_what_is_asked_for_is_computed(monkeypatch):
     assert asked == [[False, False, True, False, False, False]]
 
 
+@pytest.mark.each_processor
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("shift", [-100.0, 100.0], ids=["dead", "all active"])
 @pytest.mark.parametrize("name", ["wide input", "narrow input"])
@@ -308,9 +310,3 @@ def test_wrong_arguments_are_named(change, message):
     given |= {"factor": torch.randn(4), "wanted": [1, 1, 1]}
     with pytest.raises(RuntimeError, match=message):
         torch.ops.gradreg_fast.active_sqnorm_gradients(**{**given, **change})
-
-
-@pytest.mark.parametrize("capability", ["baseline", "avx2"])
-def test_lesser_processors(capability):
-    """The comparisons with autograd again, in a process that is told to use fewer instructions."""
-    agreement.assert_passes_on(capability, [__file__], "autograd or eager or kind_of")

@@ -140,10 +140,10 @@ def values(module):
     return [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
-def train(wrapper, network, penalty, backend="torch", alone=False, accumulate=1, clip=None):
+def train(wrapper, network, penalty, backend="torch", alone=False, accumulate=1, clip=None, every=1):
     """The values after a few steps, in the order of the parameters."""
     with gradreg_fast.backend(backend):
-        module = WRAPPERS[wrapper](WithPenalty(NETWORKS[network](), PENALTIES[penalty]))
+        module = WRAPPERS[wrapper](WithPenalty(NETWORKS[network](), PENALTIES[penalty], every=every))
         optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
         for x in batches():
             optimizer.zero_grad()
@@ -188,9 +188,11 @@ def test_the_last_bias_that_a_penalty_alone_does_not_reach(ranks, wrapper):
 
 
 @wrapped
-@pytest.mark.parametrize("settings", [{"accumulate": 2}, {"clip": 0.01}], ids=["accumulated", "clipped"])
+@pytest.mark.parametrize(
+    "settings", [{"accumulate": 2}, {"clip": 0.01}, {"every": 2}], ids=["accumulated", "clipped", "lazy"]
+)
 @pytest.mark.usefixtures("float64")
-def test_gradients_are_accumulated_and_clipped(ranks, wrapper, settings):
+def test_gradients_are_accumulated_clipped_and_penalised_at_times(ranks, wrapper, settings):
     if wrapper == "DDP, static graph" and "accumulate" in settings:
         pytest.skip("PyTorch: a static graph's first step must synchronise; DDP fails inside, penalty or not")
     expected = train("none", "critic", "autograd", **settings)

@@ -13,6 +13,8 @@ from gradreg_fast.rules.pad import Pad
 
 aten = torch.ops.aten
 
+LARGE_WEIGHTS = 8  # times the images; measured on one thread of a CPU
+
 
 class Conv(Rule):
     """``y = W * x + b`` with zero padding, for any number of spatial dimensions.
@@ -35,10 +37,10 @@ class Conv(Rule):
         if x.dim() != weight.dim():
             raise ValueError(f"a convolution's input must be a batch with {weight.dim()} dimensions, got {x.dim()}")
         if x.device.type == "cpu" and x.dim() == 4 and x.dtype != torch.float64:  # float64 does not run on oneDNN
-            if x.numel() >= weight.numel():
+            if weight.numel() > LARGE_WEIGHTS * x.numel() and weight[0, 0].numel() > 1:
+                x = x.contiguous()  # copying the weights, and their gradients, would take longer than it saves
+            else:
                 x, weight = channels_last(x), channels_last(weight)
-            elif not is_channels_last(weight):  # reordering the weights, and their gradients, would cost more
-                x = x.contiguous()
         return self._convolve(x, weight, bias), (x, weight)
 
     def pull(self, saved, parameters, u):

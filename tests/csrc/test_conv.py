@@ -1,7 +1,5 @@
 """Convolution blocks by compiled kernels: what the tests of the rules, which run with both backends, leave out."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -85,6 +83,7 @@ def test_activations_and_poolings(activation, pooling):
         assert_same(model, x.requires_grad_(), cotangent)
 
 
+@pytest.mark.each_processor
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_against_pytorch_lines(sizes):
     rows, inputs, outputs = sizes
@@ -230,10 +229,3 @@ def test_wrong_arguments_of_the_pull_are_named(change, message):
     arguments |= {"options": options, "settings": SETTINGS, "pull": True, "bias": True}
     with pytest.raises(RuntimeError, match=message):
         torch.ops.gradreg_fast.conv_pull(**{**arguments, **change})
-
-
-@pytest.mark.parametrize("capability", ["baseline", "avx2"])
-def test_lesser_processors(capability):
-    """The comparisons with PyTorch again, in a process that is told to use fewer instructions."""
-    files = [__file__, Path(__file__).parents[1] / "test_precision.py"]
-    agreement.assert_passes_on(capability, files, "against_pytorch or convolutional")

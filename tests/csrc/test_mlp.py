@@ -30,7 +30,7 @@ ACTIVATIONS = {
     "sine": lambda: Sine(5.0),
 }
 SIZES = [(3, 17, 1), (1, 65, 3, 1), (17, 8, 65, 3), (2, 64, 64, 1), (33, 1), (65, 17)]
-WIDE = [(9, 517, 1), (531, 8, 3)]  # PyTorch multiplies
+WIDE = [(9, 517, 1), (531, 8, 3)]  # PyTorch multiplies, whatever the processor
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4}
 
 
@@ -55,7 +55,9 @@ def served(model, x):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("sizes", SIZES + WIDE, ids=str)
+@pytest.mark.parametrize(
+    "sizes", [*(pytest.param(sizes, marks=pytest.mark.each_processor) for sizes in SIZES), *WIDE], ids=str
+)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_against_pytorch_lines(activation, sizes, dtype):
     for rows, stack, last, bias in [
@@ -318,9 +320,3 @@ def test_wrong_arguments_are_named(change, message):
     }
     with pytest.raises(RuntimeError, match=message):
         torch.ops.gradreg_fast.mlp_forward_pull(**{**arguments, **change})
-
-
-@pytest.mark.parametrize("capability", ["baseline", "avx2"])
-def test_lesser_processors(capability):
-    """The comparisons with PyTorch again, in a process that is told to use fewer instructions."""
-    agreement.assert_passes_on(capability, [__file__], "against_pytorch and not 517 and not 531")

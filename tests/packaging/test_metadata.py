@@ -34,7 +34,19 @@ def test_an_isolated_build_brings_no_torch(pyproject):
 
 
 def test_extras(pyproject):
-    assert set(pyproject["project"]["optional-dependencies"]) == {"test", "bench", "dev"}
+    assert set(pyproject["project"]["optional-dependencies"]) == {"test", "bench", "experiments", "lightning", "dev"}
+
+
+def test_one_wheel_serves_every_python(pyproject):
+    """The oldest Python is the same wherever it is named: as limited API, as tag, and as what builds the wheel."""
+    oldest = re.fullmatch(r">=3\.(\d+)", pyproject["project"]["requires-python"]).group(1)
+    named = {
+        "csrc/bindings.cpp": rf"Py_LIMITED_API 0x03{int(oldest):02X}0000",
+        "setup.py": rf'"py_limited_api": "cp3{oldest}"',
+        "pyproject.toml": rf'build = "cp3{oldest}-manylinux_x86_64"',
+    }
+    for file, line in named.items():
+        assert line in (ROOT / file).read_text(encoding="utf-8"), f"{file}: {line}"
 
 
 def test_version_is_the_same_everywhere(pyproject):
