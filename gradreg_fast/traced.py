@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 
 import torch
@@ -15,7 +16,7 @@ _models: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictiona
 
 def call(name: str, model: nn.Module, *args, **kwargs) -> object:
     """``FUNCTIONS[name](model, *args, **kwargs)``, traced."""
-    _register(model)
+    _register(id(model))
     for module in model.modules():
         _ = module.training  # a guard: the graph depends on it
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -23,9 +24,9 @@ def call(name: str, model: nn.Module, *args, **kwargs) -> object:
 
 
 @torch._dynamo.assume_constant_result
-def _register(model: nn.Module) -> None:
-    """Let `_call` find the model."""
-    _models[id(model)] = model
+def _register(identity: int) -> None:
+    """Let `_call` find the model. Its identity alone is a constant to Dynamo of torch 2.11, a module is not."""
+    _models[identity] = ctypes.cast(identity, ctypes.py_object).value  # alive: it is being called
 
 
 @torch._dynamo.nonstrict_trace
