@@ -26,8 +26,9 @@
 //
 // Kernel convolve_tangents: phi' (W * xdot), and phi'' u (W * xdot)
 //   dtypes     float32 float64 tf32 bfloat16 float16
-//   bound      memory up to about 64 channels, K P C, P O, K P O in and K P O, P O wide out; beyond, 2 K P O C T
-//   operations registers  255 in float64, else 128 tensor     TF32|Halves
+//   bound      memory up to about 64 channels, K P (C + O), P O in, K P O, P O wide out; beyond, operations
+//   registers  255 in float64, else 128
+//   tensor     TF32|Halves
 //
 // Kernel convolve_back: the transposed convolution of cotangents or adjoints
 //   dtypes     float32 float64 tf32 bfloat16 float16
@@ -37,8 +38,9 @@
 //
 // Kernel correlate: sums over pixels of u (x) x, a slice of them a block
 //   dtypes     float32 float64 tf32 bfloat16 float16
-//   bound      memory up to about 64 channels, K P (C + O) in, C times read again for each 128 outputs; beyond,
-//   operations registers  255 in float64, else 128 tensor     TF32|Halves
+//   bound      memory up to about 64 channels, K P (C + O) in; beyond, 2 K P O C T operations
+//   registers  255 in float64, else 128
+//   tensor     TF32|Halves
 //
 // Kernel sum_slices: a gradient from its slices, in the order of PyTorch's weights
 //   dtypes     float32 float64 bfloat16 float16

