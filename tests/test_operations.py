@@ -106,11 +106,21 @@ def passes(B, laid, namespace):
     yield "activation_bend", (z, z, z, *phi, False)
     for laid in (LAYOUTS["contiguous"], channels_last) if B else ():
         x, stack = laid(torch.randn(B, 5, 3, 4)), laid(torch.randn(2, B, 5, 3, 4))
-        constants = x, torch.randn(5), torch.rand(5), torch.randn(5)
-        yield "norm_project", (stack, *constants, None)
-        yield "norm_project", (stack[:1], *constants, x)
-        yield "norm_meet", (stack, stack, *constants, True)
-        yield "norm_meet", (stack, stack, *constants, False)
+        for statistics in ((5,), (B, 1)):
+            constants = x, torch.randn(statistics), torch.rand(statistics), torch.randn(5)
+            yield "norm_project", (stack, *constants, None, True, False)
+            yield "norm_project", (stack[:1], *constants, x, False, True)
+            yield "norm_meet", (stack, stack, *constants, True)
+            yield "norm_meet", (stack, stack, *constants, False)
+    for weight in (torch.randn(5), None) if B else ():
+        constants = z, torch.randn(B), torch.rand(B), weight
+        yield "layer_norm_project", (u, *constants, None, True, False)
+        yield "layer_norm_project", (u[:1], *constants, z, False, True)
+        yield "layer_norm_meet", (u, xdot, *constants, True)
+        yield "layer_norm_meet", (u, xdot, *constants, False)
+    for dtype in (torch.float32, torch.bfloat16):
+        yield "dot_samples", (u.to(dtype), xdot.to(dtype))
+        yield "scale_samples", (u.to(dtype), None, torch.randn(B))
 
 
 CPU = (mlp, convolutions, active_units, activations)
