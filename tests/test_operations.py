@@ -117,6 +117,7 @@ def passes(B, laid, namespace):
     yield "activation_meet", (z, u, xdot, *phi, False)
     yield "activation_bend", (z, z, z, *phi, False)
     yield "dot_samples", (u, xdot)
+    yield "dot_samples", (u.bfloat16(), xdot.bfloat16())
     yield "scale_samples", (u, None, torch.randn(B))
     yield "scale_samples", (u, xdot, torch.randn(B))
     for mean in (torch.randn(B), None) if B else ():
