@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 
 import torch
@@ -19,7 +20,7 @@ _models: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictiona
 
 def call(function: str, model: nn.Module, *args, **kwargs) -> object:
     """``FUNCTIONS[function](model, *args, **kwargs)``, traced."""
-    _register(model)
+    _register(id(model))
     for module in model.modules():
         _guard(module)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -28,21 +29,27 @@ def call(function: str, model: nn.Module, *args, **kwargs) -> object:
 
 def _guard(module: nn.Module) -> None:
     """Look at what the graph depends on: Dynamo traces anew where what it has looked at is different."""
-    for name, value in _settings(module):
+    for name, value in _settings(id(module)):
         _ = getattr(module, name) == value
     for kind in HOOKS:
         _ = [*module.__dict__[kind]]  # by the attribute, `skip_nnmodule_hook_guards` would hide them
 
 
 @torch._dynamo.assume_constant_result
-def _settings(module: nn.Module) -> tuple[tuple[str, object], ...]:
+def _settings(identity: int) -> tuple[tuple[str, object], ...]:
+    module = _alive(identity)
     return ("training", module.training), *settings(module).items()
 
 
 @torch._dynamo.assume_constant_result
-def _register(model: nn.Module) -> None:
+def _register(identity: int) -> None:
     """Let `_call` find the model."""
-    _models[id(model)] = model
+    _models[identity] = _alive(identity)
+
+
+def _alive(identity: int) -> nn.Module:
+    """The module that is being called; to Dynamo of torch 2.11 its identity is a constant, and it is not."""
+    return ctypes.cast(identity, ctypes.py_object).value
 
 
 @torch._dynamo.nonstrict_trace
@@ -55,7 +62,7 @@ def _call(function: str, identity: int, tensors: dict[str, Tensor], args: tuple,
 
 
 @torch._dynamo.assume_constant_result
-def has_closed_form(model: nn.Module, args: tuple, kwargs: dict, given: int) -> bool:
+def has_closed_form(identity: int, args: tuple, kwargs: dict, given: int) -> bool:
     """Whether a converted model that is called like this has a graph that returns one tensor."""
-    graph = graph_of(model, Signature(args, kwargs, given=given), hooks=False)
+    graph = graph_of(_alive(identity), Signature(args, kwargs, given=given), hooks=False)
     return not graph.whole and graph.has_rules and graph.structure is None
