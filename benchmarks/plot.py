@@ -217,13 +217,17 @@ def models(results: dict) -> Figure:
         for name, (marker, colour) in MODEL_MARKERS.items():
             shown = [(row, line) for row, line in enumerate(lines) if line.get(f"{name}_{kind}")]
             places, values = [row for row, _ in shown], [line[f"{name}_{kind}"] for _, line in shown]
-            axes.scatter(values, places, marker=marker, color=colour, s=30, zorder=3, label=zoo_table.NAMES[name])
+            axes.scatter(
+                values, places, marker=marker, color=colour, s=30, zorder=3, label=zoo_table.NAMES[name].strip("`")
+            )
             if kind == "time":
                 lows, highs = ([line[f"{name}_{end}"] for _, line in shown] for end in ("low", "high"))
                 axes.hlines(places, lows, highs, color=colour, linewidth=1)
         _ratio_axis(axes, f"{label} of a step, eager / each", "less than eager")
         axes.set_yticks(
-            range(len(lines)), [f"{line['architecture']}  {line['eager_ms']:.3g} ms" for line in lines], fontsize=8
+            range(len(lines)),
+            [f"{line['architecture']}  {zoo_table.milliseconds(line)} ms" for line in lines],
+            fontsize=8,
         )
         axes.set_ylim(len(lines) - 0.4, -0.6)
         axes.grid(axis="y", color="#eeeeee", linewidth=0.6)

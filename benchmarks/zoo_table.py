@@ -103,14 +103,18 @@ def cells(line: dict) -> list[str]:
     share = f"{line['with_rule']} of {line['nodes']}"
     errors = [f"{float(line[f'parity_{mode}']):.0e}" for mode in ("train", "eval")]
     name = line["architecture"] + ("¹" if line["eager_lacks"] else "")
-    milliseconds = f"{float(line['eager_ms']):.3g}" if line["eager_ms"] else "-"
-    shown = [name, line["batch"].replace(" ", ""), share, *errors, milliseconds]
+    shown = [name, line["batch"].replace(" ", ""), share, *errors, milliseconds(line)]
     for figure in ("time", "memory"):
         for peer in NAMES:
             value = line.get(f"{peer}_{figure}")
             mark = "²" if peer == Converted.name and figure == "time" and int(line["left_to_autograd"]) else ""
             shown.append("-" if value in (None, "") else f"{float(value):.2f}{mark}")
     return shown
+
+
+def milliseconds(line: dict) -> str:
+    """Of eager's step."""
+    return f"{float(line['eager_ms']):.0f}" if line["eager_ms"] else "-"
 
 
 def headings() -> list[str]:

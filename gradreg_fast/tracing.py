@@ -311,6 +311,7 @@ class _Converter:
         self.computed: dict[Plain, Parameter] = {}
         self.slot_list: list[Slot | Given | Upstream | Computed] = []
         self.changing: list[weakref.ref[nn.Module]] = []
+        self.learned: set[int] = set()  # slots of what modules with parameters make
         self.counters: set[int] = set()
         self.environment: dict[fx.Node, object] = {}
         self.position: dict[fx.Node, int] = {}
@@ -441,15 +442,19 @@ class _Converter:
             return function(*filled, **filled_keywords)
 
         result = self.slot(Upstream(compute, tuple(parameter.slot for parameter in parameters)))
+        if node.op == "call_module" and any(True for _ in self.root.get_submodule(node.target).parameters()):
+            self.learned.add(result.slot)
         if fresh:
             self.environment[node.args[0]] = result
         return result
 
     def is_constant(self, parameter: Parameter) -> bool:
-        """Whether a tensor is a buffer, or made of buffers: nobody asks for its gradient."""
+        """Whether a tensor is a buffer, or made of buffers alone: nobody asks for its gradient."""
         slot = self.slot_list[parameter.slot]
         if isinstance(slot, Upstream):
-            return all(self.is_constant(Parameter(source)) for source in slot.sources)
+            return parameter.slot not in self.learned and all(
+                self.is_constant(Parameter(source)) for source in slot.sources
+            )
         return type(slot) is Slot and slot.attribute in slot.owner()._buffers and not slot.tensor().requires_grad
 
     def is_alias(self, node: object) -> bool:

@@ -182,6 +182,6 @@ NETWORKS = {
 def test_networks(name, training):
     make, shape = NETWORKS[name]
     model = make().train(training)
-    assert opaque_reasons(model) == [] or name == "SchNet"  # its gathers and scatters have no rule yet
+    assert opaque_reasons(model) == []
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         assert_primitives(model, torch.randn(shape))

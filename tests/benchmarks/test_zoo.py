@@ -1,5 +1,8 @@
 """The table of architectures: what it compares, and that the README shows what was measured."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +11,22 @@ pytest.importorskip("rich")
 
 from benchmarks import zoo, zoo_table
 
+README = Path(__file__).parents[2] / "README.md"
 SMALL = zoo.Architecture("small", lambda: nn.Sequential(nn.Linear(3, 4), nn.Hardsigmoid(), nn.Linear(4, 2)), (3,), 5)
+
+
+def test_the_readme_shows_the_committed_results():
+    assert zoo_table.markdown(zoo_table.read_csv()) in README.read_text()
+
+
+def test_the_committed_results_are_complete_and_right(tmp_path):
+    lines = zoo_table.read_csv()
+    assert {line["architecture"] for line in lines} >= {each.name for each in zoo.RECREATED}
+    assert sum(line["package"] != "" for line in lines) >= 25
+    assert all(float(line[f"parity_{mode}"]) <= 1e-9 for line in lines for mode in ("train", "eval"))
+    results = json.loads(zoo_table.COMMITTED.with_suffix(".json").read_text())
+    zoo_table.write_csv(results, tmp_path / "again.csv")
+    assert zoo_table.read_csv(tmp_path / "again.csv") == lines
 
 
 def test_parity_is_of_the_drop_in_and_the_functional_call_where_eager_has_none():
