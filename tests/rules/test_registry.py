@@ -47,6 +47,10 @@ LAYERS = {
     "attention": (SEQUENCE, lambda: SelfAttention(nn.MultiheadAttention(6, 3, batch_first=True))),
     "attention, length first": (SEQUENCE, lambda: SelfAttention(nn.MultiheadAttention(6, 2, bias=False), True)),
     "encoder layer": (SEQUENCE, lambda: nn.TransformerEncoderLayer(6, 2, 5, 0.0, batch_first=True)),
+    "decoder": (
+        SEQUENCE,
+        lambda: Twice(nn.TransformerDecoder(nn.TransformerDecoderLayer(6, 2, 5, 0.2, batch_first=True), 1)),
+    ),
     "encoder layer, norms first": (
         SEQUENCE,
         lambda: nn.TransformerEncoderLayer(6, 3, 5, 0.0, "gelu", norm_first=True, batch_first=True),
