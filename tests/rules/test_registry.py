@@ -253,7 +253,9 @@ CALLS = calls() | {
     "index select": (SEQUENCE, lambda h, t: torch.index_select(h, 1, t.i) + h.index_select(-1, t.i).mean(2, True)),
     "index, tensor": (
         SEQUENCE,
-        lambda h, t: h[:, t.i] + h[..., t.i].mean(-1, True) + h[:, t.i - 3, 1:2] + h[:, t.i, t.i][:, :, None],
+        lambda h, t: (
+            h[:, t.i] + h[..., t.i].mean(-1, True) + h[:, t.i - 3] * h[:, t.i - 3, 1:2] + h[:, t.i, t.i][:, :, None]
+        ),
     ),
     "index, mask": (SEQUENCE, lambda h, t: h[:, :, t.c * 0 == 0][:, :, :2] + h[:, :, :2]),
     "index, computed": (SEQUENCE, lambda h, t: h[:, torch.arange(h.shape[1]) // 2] * h),
