@@ -137,7 +137,7 @@ def rows_of(batch: tuple, rows: Tensor) -> tuple:
     size = len(first_tensor(batch))
 
     def take(tensor):
-        return tensor.index_select(0, rows) if tensor.dim() and len(tensor) == size else tensor
+        return tensor[rows] if tensor.dim() and len(tensor) == size else tensor
 
     return substituted(batch, take, Tensor)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from gradreg_fast.autocast import regions, with_casts
+from gradreg_fast.compiling import compilable
+from gradreg_fast.context import transformed
 from gradreg_fast.graph import Graph, WholeModel, whole_model
 from gradreg_fast.recorded import pays, recorded
 from gradreg_fast.rules.base import has_numbers
@@ -73,8 +75,10 @@ class Converted:
     def forward(self, *args, **kwargs) -> object:
         """The model's result."""
         plainly = super().forward
-        if not torch.is_grad_enabled() or _left_to_autograd():
+        if not torch.is_grad_enabled() or torch.compiler.is_exporting() or _left_to_autograd():
             return plainly(*args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            return self._compiled(plainly, args, kwargs)
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             signature, x, given = ONE_TENSOR, args[0] if _requires_gradient(args[0]) else None, ()
         else:
@@ -91,16 +95,42 @@ class Converted:
         graph = with_casts(graph, x)
         if not (graph.has_rules and pays(graph, x)):
             return plainly(*args, **kwargs)
-        y = recorded(graph, x, graph.tensors(x, given))
+        tensors = graph.tensors(x, given)
+        if transformed((x, *tensors)):
+            return plainly(*args, **kwargs)
+        y = recorded(graph, x, tensors)
         return y if graph.structure is None else substituted(graph.structure, lambda value: y, Value)
+
+    def _compiled(self, plainly, args, kwargs):
+        """As Dynamo sees the forward: one step of its trace, or what it makes of the model itself."""
+        from gradreg_fast.traced import has_closed_form
+
+        signature, x, _ = bind(args, kwargs, _requires_gradient)
+        one = x is not None and x.dim() > 0 and not signature.shapes
+        if one and has_closed_form(id(self), signature.args, signature.kwargs, signature.given):
+            return _closed_form(self, *args, **kwargs)
+        return plainly(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         return convert, (original_of(self),)
 
 
+@compilable
+def _closed_form(model: Converted, *args, **kwargs) -> Tensor:
+    """The result of a converted model whose graph returns one tensor."""
+    signature, x, given = bind(args, kwargs, _requires_gradient)
+    graph = with_casts(graph_of(model, signature, hooks=False), x)
+    return recorded(graph, x, graph.tensors(x, given))
+
+
 @cache
 def _converted_class(kind: type[nn.Module]) -> type:
-    return type(f"Converted{kind.__name__}", (Converted, kind), {"__slots__": ("_original",), "__module__": __name__})
+    @wraps(kind.forward)  # its signature, by which exporters name arguments
+    def forward(self, *args, **kwargs):
+        return Converted.forward(self, *args, **kwargs)
+
+    members = {"__slots__": ("_original",), "__module__": __name__, "forward": forward}
+    return type(f"Converted{kind.__name__}", (Converted, kind), members)
 
 
 def original_of(model: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,7 @@ NONE: tuple = ()
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.memory_format)
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Stands for a tensor among the arguments: number `index` of those differentiated, or of those given."""
 
     index: int
@@ -237,6 +237,8 @@ def select(result: object, output: object) -> object:
 
 def substituted(nested: object, function: Callable, kind: type = Place) -> object:
     """Nested tuples, lists and dictionaries with `function` applied to each leaf of a kind."""
+    if kind is not object and isinstance(nested, kind):
+        return function(nested)
     if isinstance(nested, dict):
         return type(nested)((key, substituted(member, function, kind)) for key, member in nested.items())
     if isinstance(nested, tuple) and hasattr(nested, "_fields"):

@@ -197,3 +197,17 @@ def test_meter():
     assert meter.compute() == {}
     with pytest.raises(TypeError, match="norm must be"):
         meter.update(norm=1.0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the CPU waits for nobody")
+def test_nothing_waits_for_a_gpu():
+    module, meter = WithPenalty(mlp().cuda(), "r1", every=2, fraction=0.5), gradreg_fast.PenaltyMeter()
+    x = torch.randn(6, 5, device="cuda")
+    module(x)  # compiles kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2):
+            meter.update(penalty=module(x)[1])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert meter.compute()["penalty"]["max"] > 0

@@ -213,6 +213,37 @@ def test_cuda_kernels_that_do_not_compile_leave_the_others(monkeypatch):
     assert build.load() == ("the library without", "nvcc broke")
 
 
+@pytest.mark.parametrize(
+    "holds, nvcc, found",
+    [
+        (b"cuda_problem", "works", ("installed", "")),
+        (b"", "works", ("built with works", "")),
+        (b"", "broken", ("installed", "nvcc broke")),
+        (b"", None, ("installed", "no nvcc")),
+    ],
+)
+def test_an_installed_library_without_cuda_kernels_stands_back(monkeypatch, tmp_path, holds, nvcc, found):
+    from gradreg_fast import build
+
+    def find_nvcc():
+        if nvcc is None:
+            raise build.BuildError("no nvcc")
+        return nvcc
+
+    def load(sources, compiler, nvcc):
+        if nvcc == "broken":
+            raise build.BuildError("nvcc broke")
+        return f"built with {nvcc}"
+
+    installed = tmp_path / build.FILE
+    installed.write_bytes(holds)
+    monkeypatch.setattr(build, "installed_library", lambda sources: installed)
+    monkeypatch.setattr(build, "_installed_module", lambda: "installed")
+    monkeypatch.setattr(build, "find_nvcc", find_nvcc)
+    monkeypatch.setattr(build, "_load", load)
+    assert build.load() == found
+
+
 def test_nvcc_makes_the_objects_of_cuda_sources():
     from gradreg_fast import build
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 VARGA = "Varga, Csiszárik, Zombori: Gradient regularization improves accuracy (arXiv:1712.09936)"
@@ -24,7 +24,7 @@ CLAIMS: dict[str, tuple[str, str]] = {  # key: where it is made, and what it say
     "critics": (ELSEWHERE, "Critics of images with gradient penalties: what a step costs, what the generator draws."),
 }
 
-SUPPORTS, MIXED, AGAINST, NOTED = "supports it", "mixed", "does not support it", "noted"
+SUPPORTS, AGAINST, UNDECIDED, MIXED, NOTED = "supports it", "does not support it", "undecided", "mixed", "noted"
 
 
 class Finding(NamedTuple):
@@ -65,5 +65,11 @@ def verdict(ends: tuple[float, float, float], neutral: float = 1.0, less_is_bett
     """Whether a whole interval lies on the better side of what no effect would give."""
     low, _, high = ends
     if low <= neutral <= high:
-        return MIXED
+        return UNDECIDED
     return SUPPORTS if (high < neutral) == less_is_better else AGAINST
+
+
+def overall(verdicts: Iterable[str]) -> str:
+    """What several verdicts come to: the one that they share, or mixed."""
+    different = set(verdicts)
+    return different.pop() if len(different) == 1 else MIXED

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 from . import NAMES, cells, load
-from .claims import CLAIMS, NOTED, Finding
+from .claims import AGAINST, CLAIMS, MIXED, NOTED, SUPPORTS, UNDECIDED, Finding
 
 RESULTS = Path(__file__).parents[1] / "results" / "experiments"
 PAGE = RESULTS.with_name("EXPERIMENTS.md")
@@ -15,11 +15,12 @@ HEAD = """# Experiments: do penalties on input gradients help?
 
 Written by `python -m benchmarks experiment report` from the results in [experiments/](experiments). Of the two papers
 only the abstracts were at hand: the claims are our reading of them, the networks, data sizes and schedules are ours,
-and no number is quoted from either. Intervals are 95% confidence intervals (Student's t) over the repetitions, of
-errors and ratios those of the geometric mean: "supports it" and "does not support it" mean that the interval lies
-wholly on one side, "mixed" that it does not. Failures stay in. Times are processor time, because the machine was
-shared.
+and no number is quoted from either. What is given as `mean (low to high)` is a 95% confidence interval over the
+repetitions (Student's t), of errors and ratios that of the geometric mean. A finding "supports" the claim, or does not,
+where the interval lies wholly on one side, and is "undecided" where it does not; "mixed" sums up several. Failures stay
+in. Times are processor time, because the machine was shared.
 """
+COUNTED = (SUPPORTS, AGAINST, UNDECIDED, MIXED)
 
 
 def of(experiment: ModuleType, rows: list[cells.Row]) -> list[Finding]:
@@ -48,19 +49,31 @@ def draw(experiment: ModuleType, rows: list[cells.Row], path: Path) -> Path:
 
 
 def write_page() -> Path:
-    """Writes `EXPERIMENTS.md` from the committed results."""
-    parts = [HEAD]
-    source = None
-    for claim, (where, sentence) in CLAIMS.items():
-        tested = [name for name in NAMES if claim == load(name).CLAIM and _path(name).is_file()]
-        if not tested:
-            continue
-        if where != source:
-            parts.append(f"## {where}\n")
-            source = where
-        parts += [f"### {sentence}\n", *map(_section, tested)]
-    PAGE.write_text("\n".join(parts))
+    """Writes `EXPERIMENTS.md` from the committed results of the experiments that are complete."""
+    tested = {claim: [] for claim in CLAIMS}
+    for name in filter(_complete, NAMES):
+        tested[load(name).CLAIM].append(name)
+    summary = [f"| where | the claim | {' | '.join(COUNTED)} | experiments |", "|---" * (3 + len(COUNTED)) + "|"]
+    sections = []
+    for claim, names in tested.items():
+        where, sentence = CLAIMS[claim]
+        if names:
+            verdicts = [each.verdict for name in names for each in of(load(name), _rows(name))]
+            counts = " | ".join(str(verdicts.count(each)) for each in COUNTED)
+            links = ", ".join(f"[{name}](#{name})" for name in names)
+            summary.append(f"| {where} | {sentence} | {counts} | {links} |")
+            sections += [f"## {sentence}\n\n{where}\n", *map(_section, names)]
+    PAGE.write_text("\n".join([HEAD, *summary, "", *sections]))
     return PAGE
+
+
+def _complete(name):
+    cells_done = {cells.key(row.config) for row in _rows(name)}
+    return len(cells_done) == len(load(name).cells(False))
+
+
+def _rows(name):
+    return cells.Results(_path(name)).rows(load(name).cells(False))
 
 
 def _path(name):
@@ -68,14 +81,13 @@ def _path(name):
 
 
 def _section(name):
-    experiment, results = load(name), cells.Results(_path(name))
-    rows = results.rows(experiment.cells(False))
+    experiment, results, rows = load(name), cells.Results(_path(name)), _rows(name)
     asked, _, how = experiment.__doc__.partition("\n")
     command = results.commands()[-1]
     environment = command["environment"]
     commits = ", ".join(dict.fromkeys(str(each["environment"]["commit"]) for each in results.commands()))
     lines = [
-        f"#### {name}: {asked}\n",
+        f"### {name}\n\n{asked}\n",
         f"{how.strip()}\n",
         f"`{command['command']}` ({len(rows)} rows; {environment['cpu']}, {environment['threads']} thread"
         f"{'s' * (environment['threads'] > 1)}, torch {environment['versions']['torch']}, commit {commits})\n",

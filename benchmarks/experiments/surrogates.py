@@ -23,7 +23,7 @@ from .. import loop, machine, models, plot
 from ..penalties import Batch
 from . import sampled
 from .cells import Row, outcomes, values
-from .claims import NOTED, Finding, geometric, ratio, said, verdict
+from .claims import NOTED, Finding, geometric, overall, ratio, said, verdict
 from .synthetic_1d import derivative
 
 CLAIM = "surrogates"
@@ -108,17 +108,14 @@ def findings(rows: list[Row]) -> list[Finding]:
     """Errors with gradients over those without, and jenn's beside ours."""
     found = []
     for name in values(rows, "data"):
-        parts, verdicts = [], []
         for kind in ("given", "extracted"):
             ends = [
                 ratio(*(outcomes(rows, "error", data=name, samples=size, gradients=each) for each in (kind, "none")))
                 for size in SIZES
             ]
-            verdicts.append([verdict(each) for each in ends])
-            parts.append(f"{kind} gradients {', '.join(map(said, ends))}")
-        text = f"{name}, {', '.join(map(str, SIZES))} samples: error over that without gradients: {'; '.join(parts)}."
-        given, extracted = (" / ".join(dict.fromkeys(each)) for each in verdicts)
-        found.append(Finding(text, f"given: {given}; extracted: {extracted}"))
+            told = ", ".join(f"{said(each)} with {size} samples" for each, size in zip(ends, SIZES, strict=True))
+            text = f"{name}, gradients {kind}: error over that without gradients {told}."
+            found.append(Finding(text, overall(map(verdict, ends))))
         at_size = {"data": name, "samples": JENN_SIZE}
         ours, theirs = (
             {measure: outcomes(rows, measure, **at_size, gradients=kind) for measure in ("error", "seconds")}

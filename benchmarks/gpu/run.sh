@@ -99,6 +99,7 @@ step build 180 "$python" -m gradreg_fast info
 if [[ $device == cuda ]]; then
     tests parity-kernels 90 tests/csrc/test_cuda_mlp_networks.py tests/csrc/test_elementwise.py \
         tests/csrc/test_norm_passes.py tests/csrc/test_samples.py
+    tests device 60 tests/test_device.py
 else
     tests parity-kernels 90 tests/csrc/test_elementwise.py
 fi

@@ -37,7 +37,8 @@ class Conv(Rule):
         if x.dim() != weight.dim():
             raise ValueError(f"a convolution's input must be a batch with {weight.dim()} dimensions, got {x.dim()}")
         if x.device.type == "cpu" and x.dim() == 4 and x.dtype != torch.float64:  # float64 does not run on oneDNN
-            if weight.numel() > LARGE_WEIGHTS * x.numel() and weight[0, 0].numel() > 1:
+            large = weight.numel() > LARGE_WEIGHTS * x.numel() and weight[0, 0].numel() > 1
+            if large and not is_channels_last(weight):
                 x = x.contiguous()  # copying the weights, and their gradients, would take longer than it saves
             else:
                 x, weight = channels_last(x), channels_last(weight)

@@ -138,7 +138,7 @@ class SynchronisedBatchNorm(BatchNormTrain):
             raise ValueError(f"batch statistics need more than one value per channel, got an input of {tuple(x.shape)}")
         dims, spatial = [0, *range(2, x.dim())], x.dim() - 2
         sums = x.sum(dims, dtype=torch.promote_types(x.dtype, torch.float32))
-        sums = self._joint(torch.cat([sums, sums.new_tensor([x.numel() / x.shape[1]])]))
+        sums = self._joint(torch.cat([sums, sums.new_full((1,), x.numel() / x.shape[1])]))
         size, mean = sums[-1], sums[:-1] / sums[-1]
         centred = x - channels(mean, spatial)
         var = self._joint(centred.square().sum(dims)) / size

@@ -80,9 +80,11 @@ def test_intervals_and_verdicts():
     assert (low, mean, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2, 2 + 4.302653 / 3**0.5))
     assert claims.ratio([1, 2], [2, 1])[1] == pytest.approx(1)
     assert claims.verdict((0.5, 0.6, 0.7)) == claims.SUPPORTS
-    assert claims.verdict((0.5, 0.6, 1.7)) == claims.MIXED
+    assert claims.verdict((0.5, 0.6, 1.7)) == claims.UNDECIDED
     assert claims.verdict((1.5, 1.6, 1.7)) == claims.AGAINST
     assert claims.verdict((1.5, 1.6, 1.7), less_is_better=False) == claims.SUPPORTS
+    assert claims.overall([claims.SUPPORTS, claims.SUPPORTS]) == claims.SUPPORTS
+    assert claims.overall([claims.SUPPORTS, claims.AGAINST]) == claims.MIXED
 
 
 def test_every_experiment_is_documented():
@@ -134,4 +136,4 @@ def test_page_tells_every_committed_experiment(run, tmp_path, monkeypatch):
     monkeypatch.setattr(experiments.findings, "PAGE", tmp_path / "EXPERIMENTS.md")
     run("report")
     assert (tmp_path / "EXPERIMENTS.md").read_text() == page
-    assert all(f"#### {name}: " in page for name in experiments.NAMES)
+    assert all(f"### {name}\n" in page for name in experiments.NAMES)

@@ -160,28 +160,9 @@ def test_changed_weights_are_noticed(compiled):
 
 X, WEIGHT, SETTINGS = (9, 2, 8, 7), (5, 2, 3, 2), [3.0, 20.0]
 BLOCKS = {
-    "straight": [1, 1, 0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0],
     "maxima": [2, 1, 1, 2, 1, 1, 1, 2, 2, 2, 2, 0, 0, 1, 1],
     "curved maxima": [2, 1, 1, 2, 1, 2, 1, 3, 2, 2, 2, 1, 1, 3, 0],
-    "curved averages": [1, 1, 1, 1, 1, 1, 3, 2, 2, 2, 2, 0, 0, 4, 1],
 }
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_operations_are_registered_properly(name):
-    options, curved = BLOCKS[name], BLOCKS[name][13] > 2
-    check = {"test_utils": ("test_schema", "test_faketensor")}
-    x, weight, namespace = torch.randn(X), torch.randn(WEIGHT), torch.ops.gradreg_fast
-    torch.library.opcheck(namespace.conv_forward.default, (x, weight, torch.randn(5), options, SETTINGS), **check)
-    y, kept = namespace.conv_forward(x, weight, None, options, SETTINGS)
-    xdot, u = torch.randn(3, *X), torch.randn(3, *y.shape)
-    arguments = (xdot, u, kept, weight, options, SETTINGS, True, curved, True)
-    torch.library.opcheck(namespace.conv_push.default, arguments, **check)
-    torch.library.opcheck(namespace.conv_push.default, (xdot, None, *arguments[2:-2], False, False), **check)
-    second = namespace.conv_push(*arguments)[1] if curved else None
-    arguments = (y.unsqueeze(0), second, x, kept, weight, X, options, SETTINGS, True, True)
-    torch.library.opcheck(namespace.conv_pull.default, arguments, **check)
-    torch.library.opcheck(namespace.conv_pull.default, (u, None, None, *arguments[3:-1], False), **check)
 
 
 @pytest.mark.parametrize(
