@@ -309,6 +309,7 @@ class _Converter:
         self.nodes: list[Node | None] = [None]
         self.slots: dict[tuple[int, str], int] = {}
         self.computed: dict[Plain, Parameter] = {}
+        self.names: dict[fx.Node, list[fx.Node]] = {}  # of a tensor that was changed in place: all that stand for it
         self.slot_list: list[Slot | Given | Upstream | Computed] = []
         self.changing: list[weakref.ref[nn.Module]] = []
         self.learned: set[int] = set()  # slots of what modules with parameters make
@@ -624,10 +625,13 @@ class _Converter:
             base = base.args[0]
             if any(user is not changed and self.position[user] > self.position[node] for user in base.users):
                 raise Untraceable(f"{node.name} changes a view in place")
-        for user in changed.users:
+        names = self.names.get(changed, [changed])
+        for user in (user for name in names for user in name.users):
             if self.is_view(user) and self.position[user] < self.position[node]:
                 raise Untraceable(f"{node.name} changes a tensor in place that has views")
-        self.environment[changed] = result
+        for name in (*names, node):
+            self.names[name] = [*names, node]
+            self.environment[name] = result
 
     def is_view(self, node: fx.Node) -> bool:
         """Whether the node's value may share memory with its first argument."""

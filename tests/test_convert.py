@@ -382,10 +382,37 @@ def test_in_place_changes_of_views():
                 h.relu_()
             elif self.kind == "slice":
                 h[:, 0].mul_(2)
+            elif self.kind == "base of a detached view":
+                view = view.detach()
+                h.mul_(2)
+            elif self.kind == "detached":
+                view = h.sin().detach()
+                view.mul_(h.shape[1])
+            elif self.kind == "new":
+                view = torch.zeros_like(h)
+                view.add_(h).mul_(view > 0)
+            elif self.kind == "made of parameters":
+                view = functional.relu_(self.last.weight * 2).sum(0) * h
             return self.last(torch.tanh(h) + view.flatten(1))
 
-    for kind in ("view", "base", "slice"):
+    for kind in ("view", "base", "slice", "base of a detached view", "detached", "new", "made of parameters"):
         assert_primitives(Net(kind), torch.randn(3, 4))
+
+
+def test_in_place_changes_of_a_result_reach_all_its_names():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            h = self.first(x)
+            h.add_(1).mul_(self.last.weight[0])
+            h.mul_(2).sub_(x.sum(1, keepdim=True))
+            return self.last(torch.tanh(h))
+
+    assert not is_opaque(Net())
+    assert_primitives(Net(), torch.randn(3, 4))
 
 
 def test_subclasses_and_containers():

@@ -266,6 +266,9 @@ def test_copies_and_pickles():
         with torch.no_grad():
             twin[0].weight.zero_()
         compare(evaluate(drop_in, model, [x]), expected)
+    model[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    parametrizations.weight_norm(model[0])  # which PyTorch copies, but does not pickle
+    compare(evaluate(value_and_vjp, copy.deepcopy(convert(model)), [x]), evaluate(drop_in, model, [x]))
     both = copy.deepcopy([model, convert(model)])
     assert both[0][0] is both[1][0]
     assert both[0][0] is not model[0]

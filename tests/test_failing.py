@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 
 import gradreg_fast
 from gradreg_fast import convert, functional
-from tests.parity import assert_parity, compare, evaluate, value_and_vjp
+from tests.parity import assert_parity, compare, evaluate, is_opaque, value_and_vjp
 
 pytestmark = pytest.mark.usefixtures("float64", "pytorch_lines")
 
@@ -234,6 +234,29 @@ def test_what_is_not_finite_spreads_as_in_autograd(make, bad):
         for group in theirs:
             for name, expected in theirs[group].items():
                 torch.testing.assert_close(mine[group][name], expected, equal_nan=True)
+
+
+class Masked(nn.Module):
+    """A root that is safe to write but not to differentiate, and one that is."""
+
+    def __init__(self, safe):
+        super().__init__()
+        self.first, self.safe = nn.Linear(4, 4), safe
+
+    def forward(self, x):
+        squares = (self.first(x) * (x > 0)).square()
+        roots = torch.where(squares > 0, squares, 1).sqrt() if self.safe else squares.sqrt()
+        return torch.where(squares > 0, roots, 0) + x[:, torch.argsort(x, 1)[0]].masked_fill(x > 1, 0)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_what_a_mask_hides_spreads_as_in_autograd(safe):
+    model, x = Masked(safe), torch.randn(3, 4)
+    assert not is_opaque(model)
+    mine, theirs = evaluate(gradreg_fast.value_and_vjp, model, [x]), evaluate(value_and_vjp, model, [x])
+    assert safe == all(bool(tensor.isfinite().all()) for tensor in theirs["gradients"].values())
+    for name, expected in (theirs["values"] | theirs["gradients"]).items():
+        torch.testing.assert_close((mine["values"] | mine["gradients"])[name], expected, equal_nan=True)
 
 
 class Constant(nn.Module):

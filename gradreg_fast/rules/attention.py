@@ -13,7 +13,8 @@ Where keys are many, only q, k and v are kept: each sweep computes P anew, for a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,14 @@ from torch.nn import functional
 
 from gradreg_fast.rules.base import Rule, stacked
 from gradreg_fast.rules.call import FUNCTIONS, Call, Parameter, Several, function, module, submodule
+from gradreg_fast.rules.constant import as_value
 from gradreg_fast.rules.index import select
 from gradreg_fast.rules.linear import linear
-from gradreg_fast.rules.merge import add
-from gradreg_fast.rules.shape import permuting, reshaping
+from gradreg_fast.rules.merge import AddParameter, Affine, add, unbroadcast
+from gradreg_fast.rules.merge import dropout as dropped
+from gradreg_fast.rules.product import matmul, mul
+from gradreg_fast.rules.shape import LinearMap, permuting, reshaping
+from gradreg_fast.rules.softmax import Softmax
 
 aten = torch.ops.aten
 
@@ -236,13 +241,81 @@ def softmax_derivative(v: Tensor, P: Tensor) -> Tensor:
     return aten._softmax_backward_data(v, P, -1, P.dtype)
 
 
+class Masked(AddParameter):
+    """Scores ``[..., heads, L, S]`` plus a mask, or minus infinity where it excludes; elsewhere they keep their slope.
+
+    Args:
+        view: called with the mask and the scores' shape; the mask so that it broadcasts.
+        excludes: what a mask of truth values says of a key: that it takes no part, or that it does.
+    """
+
+    def __init__(self, view: Callable[[Tensor, torch.Size], Tensor], excludes: bool) -> None:
+        super().__init__()
+        self.view = view
+        self.excludes = excludes
+
+    def forward(self, inputs, parameters, extras):
+        (scores,) = inputs
+        mask = self.view(parameters[0], scores.shape)
+        if mask.dtype == torch.bool:
+            y = scores.masked_fill(mask if self.excludes else ~mask, -math.inf)
+        else:
+            y = scores + mask
+        return y, (scores.shape, y.shape)
+
+    def gradient(self, saved, parameters, d, gradients):
+        (mask,) = parameters
+        gradients.add(0, lambda: unbroadcast(d.unsqueeze(0), self.view(mask, d.shape).shape).reshape(mask.shape))
+
+
+class Causal(Affine):
+    """Scores ``[..., L, S]``, minus infinity where a key comes after the query; elsewhere they keep their slope."""
+
+    def forward(self, inputs, parameters, extras):
+        (scores,) = inputs
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        return scores.masked_fill(later, -math.inf), ()
+
+
+class SafeSoftmax(Softmax):
+    """Over keys, with zeros where none takes part."""
+
+    def forward(self, inputs, parameters, extras):
+        (y,) = inputs
+        p = aten._safe_softmax(y, self.dim)
+        return p, (p, y.dim() - 1)
+
+
+def written_out(query, key, value, masks: Sequence[tuple], dropout: float, causal: bool, scale, softmax):
+    """Attention as products of matrices, with all its probabilities: they may be dropped, and masked in any way.
+
+    Masks are pairs of a rule that takes the mask for its parameter, or None if it is a value, and of the mask.
+    """
+    if scale is None:
+        rule = LinearMap(lambda q: q * q.shape[-1] ** -0.5, lambda u, shape: u * shape[-1] ** -0.5, ())
+        query = Call(rule, (query,))
+    else:
+        query = mul(query, scale)
+    scores = matmul(query, permuting(torch.transpose, key, -2, -1))
+    for rule, mask in masks:
+        if rule is not None:
+            scores = Call(rule, (scores,), (mask,))
+        elif mask is not None:
+            scores = add(scores, mask)
+    if causal:
+        scores = Call(Causal(), (scores,))
+    return matmul(dropped(Call(softmax(-1), (scores,)), dropout), value)
+
+
 @function(functional.scaled_dot_product_attention)
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    if dropout_p:
-        return "it drops probabilities"
-    if not (attn_mask is None or isinstance(attn_mask, Parameter)):
-        return "its mask is computed"
-    return Call(Attention(is_causal, scale, enable_gqa), (query, key, value), (attn_mask,))
+    given = attn_mask is None or isinstance(attn_mask, Parameter)
+    if given and not dropout_p:
+        return Call(Attention(is_causal, scale, enable_gqa), (query, key, value), (attn_mask,))
+    if enable_gqa:
+        return "it drops probabilities of grouped heads, or its mask is computed"
+    rule = Masked(lambda mask, shape: mask, excludes=False) if given and attn_mask is not None else None
+    return written_out(query, key, value, [(rule, attn_mask)], dropout_p, is_causal, scale, SafeSoftmax)
 
 
 @module(nn.MultiheadAttention)
@@ -251,40 +324,121 @@ def multihead_attention(
     query,
     key,
     value,
-    parameter,
     key_padding_mask=None,
     need_weights=True,
     attn_mask=None,
     average_attn_weights=True,
     is_causal=False,
+    *,
+    parameter,
 ):
-    if not (query == key == value) or not layer._qkv_same_embed_dim:
-        return "it attends to something else"
-    if (layer.training and layer.dropout) or layer.bias_k is not None or layer.add_zero_attn:
-        return "it drops probabilities or adds keys"
-    if key_padding_mask is not None or attn_mask is not None:
-        return "it has a mask"
+    if layer.bias_k is not None or layer.add_zero_attn:
+        return "it adds keys"
+    if any(mask is not None and not isinstance(mask, Parameter) for mask in (key_padding_mask, attn_mask)):
+        return "its masks are no constants"
 
     def weights(number):
         return "its weights are used" if number else result
 
-    # [..., L, 3 E] -> [3, ..., heads, L, E / heads]; the length comes first, or behind the batch
-    length = -4 if layer.batch_first else 0
-    joint = linear(query, parameter("in_proj_weight"), parameter("in_proj_bias"))
-    heads = permuting(
-        torch.movedim, reshaping(torch.unflatten, joint, -1, (3, layer.num_heads, layer.head_dim)), length, -2
-    )
-    parts = permuting(torch.movedim, heads, -4, 0)
-    mixed = attention(*(select(parts, 0, j) for j in range(3)))
+    if query == key == value and layer._qkv_same_embed_dim:
+        joint = linear(query, parameter("in_proj_weight"), parameter("in_proj_bias"))
+        parts = permuting(torch.movedim, in_heads(layer, joint, 3), -4, 0)
+        heads = [select(parts, 0, j) for j in range(3)]
+    else:
+        heads = [
+            in_heads(layer, linear(as_value(x), *projection(layer, parameter, j)))
+            for j, x in enumerate((query, key, value))
+        ]
+    dropout = layer.dropout if layer.training else 0.0
+    if dropout or key_padding_mask is not None or attn_mask is not None:
+        masks = [
+            (Masked(partial(of_heads, layer.num_heads), excludes=True), attn_mask),
+            (Masked(of_keys, excludes=True), key_padding_mask),
+        ]
+        masks = [(rule, mask) for rule, mask in masks if mask is not None]
+        mixed = written_out(*heads, masks, dropout, False, None, Softmax if need_weights else SafeSoftmax)
+    else:
+        mixed = attention(*heads)
     merged = reshaping(torch.flatten, permuting(torch.movedim, mixed, -2, -3 if layer.batch_first else 0), -2)
     result = linear(merged, parameter("out_proj.weight"), parameter("out_proj.bias"))
     return Several(weights, result)
 
 
+def projection(layer, parameter, j):
+    """The weight and the bias of the queries', keys' or values' projection."""
+
+    def own(joint):
+        return joint.chunk(3)[j]
+
+    weight = parameter("in_proj_weight", own) if layer._qkv_same_embed_dim else parameter(f"{'qkv'[j]}_proj_weight")
+    return weight, parameter("in_proj_bias", own)
+
+
+def in_heads(layer, features, *parts):
+    """``[..., L, parts E]`` as ``[parts, ..., heads, L, E / heads]``; the length comes first, or behind the batch."""
+    heads = reshaping(torch.unflatten, features, -1, (*parts, layer.num_heads, layer.head_dim))
+    return permuting(torch.movedim, heads, -3 - len(parts) if layer.batch_first else 0, -2)
+
+
+def of_heads(heads: int, mask: Tensor, shape: torch.Size) -> Tensor:
+    """A mask ``[L, S]`` or ``[B heads, L, S]`` as one of scores ``[B, heads, L, S]``."""
+    return mask if mask.dim() == 2 else mask.view(*shape[:-3], heads, *mask.shape[1:])
+
+
+def of_keys(mask: Tensor, shape: torch.Size) -> Tensor:
+    """A mask ``[B, S]`` or ``[S]`` of keys as one of scores."""
+    return mask if mask.dim() == 1 else mask[:, None, None]
+
+
 @module(nn.TransformerEncoderLayer)
-def encoder_layer(layer, x, parameter, src_mask=None, src_key_padding_mask=None, is_causal=False):
-    if src_mask is not None or src_key_padding_mask is not None or is_causal:
-        return "it has a mask"
+def encoder_layer(layer, x, src_mask=None, src_key_padding_mask=None, is_causal=False, *, parameter):
+    attend = attended(layer, parameter, "self_attn", "dropout1", src_mask, src_key_padding_mask)
+    return in_turn(layer, parameter, x, [lambda x: attend(x, x)])
+
+
+@module(nn.TransformerDecoderLayer)
+def decoder_layer(
+    layer,
+    tgt,
+    memory,
+    tgt_mask=None,
+    memory_mask=None,
+    tgt_key_padding_mask=None,
+    memory_key_padding_mask=None,
+    tgt_is_causal=False,
+    memory_is_causal=False,
+    *,
+    parameter,
+):
+    attend = attended(layer, parameter, "self_attn", "dropout1", tgt_mask, tgt_key_padding_mask)
+    look_up = attended(layer, parameter, "multihead_attn", "dropout2", memory_mask, memory_key_padding_mask)
+    return in_turn(layer, parameter, tgt, [lambda x: attend(x, x), lambda x: look_up(x, memory)])
+
+
+def attended(layer, parameter, attention, dropout, mask, padding):
+    """A layer's attention of x to something, with its dropout."""
+
+    def attend(x, to):
+        several = submodule(
+            layer, attention, parameter, x, to, to, attn_mask=mask, key_padding_mask=padding, need_weights=False
+        )
+        if isinstance(several, str):
+            return several
+        if not getattr(layer, attention).batch_first:
+            return submodule(layer, dropout, parameter, several.call)
+        # PyTorch's result has its length first in memory, and a dropout draws in that order
+        return permuting(length_first, submodule(layer, dropout, parameter, permuting(length_first, several.call)))
+
+    return attend
+
+
+def length_first(x: Tensor) -> Tensor:
+    """``[B, L, E]`` as ``[L, B, E]``, and back; ``[L, E]`` as it is."""
+    return x.transpose(0, 1) if x.dim() == 3 else x
+
+
+def in_turn(layer, parameter, x, attentions: Sequence[Callable]):
+    """A transformer's layer: attentions and then the feed-forward network, each with its residual and its norm."""
     activation = FUNCTIONS.get(layer.activation)
     if activation is None:
         return "its activation has no rule"
@@ -292,29 +446,35 @@ def encoder_layer(layer, x, parameter, src_mask=None, src_key_padding_mask=None,
     def part(name, x):
         return submodule(layer, name, parameter, x)
 
-    def attend(x):
-        several = submodule(layer, "self_attn", parameter, x, x, x)
-        return several if isinstance(several, str) else part("dropout1", several.call)
-
     def feed_forward(x):
-        return part("dropout2", part("linear2", part("dropout", activation(part("linear1", x)))))
+        hidden = activation(part("linear1", x))
+        return part(f"dropout{len(attentions) + 1}", part("linear2", part("dropout", hidden)))
 
-    attended = attend(part("norm1", x) if layer.norm_first else x)
-    if isinstance(attended, str):
-        return attended
-    x = add(x, attended)
-    if layer.norm_first:
-        return add(x, feed_forward(part("norm2", x)))
-    x = part("norm1", x)
-    return part("norm2", add(x, feed_forward(x)))
+    for i, block in enumerate((*attentions, feed_forward)):
+        norm = f"norm{i + 1}"
+        change = block(part(norm, x) if layer.norm_first else x)
+        if isinstance(change, str):
+            return change
+        x = add(x, change)
+        x = x if layer.norm_first else part(norm, x)
+    return x
 
 
 @module(nn.TransformerEncoder)
-def encoder(stack, x, parameter, mask=None, src_key_padding_mask=None, is_causal=None):
-    if mask is not None or src_key_padding_mask is not None or is_causal:
-        return "it has a mask"
+def encoder(stack, x, mask=None, src_key_padding_mask=None, is_causal=None, *, parameter):
+    return stacked_layers(stack, encoder_layer, x, parameter, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
+
+
+@module(nn.TransformerDecoder)
+def decoder(stack, tgt, memory, *, parameter, tgt_is_causal=None, memory_is_causal=False, **masks):
+    return stacked_layers(stack, partial(decoder_layer, memory=memory), tgt, parameter, **masks)
+
+
+def stacked_layers(stack, entry: Callable, x, parameter, **masks):
+    """A transformer's layers, one after the other."""
     for i, layer in enumerate(stack.layers):
-        x = encoder_layer(layer, x, parameter=lambda of, i=i: parameter(f"layers.{i}.{of}"))
+        own = partial(lambda i, of, *function: parameter(f"layers.{i}.{of}", *function), i)
+        x = entry(layer, x, parameter=own, **masks)
         if isinstance(x, str):
             return x
     return x if stack.norm is None else submodule(stack, "norm", parameter, x)

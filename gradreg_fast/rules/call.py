@@ -114,7 +114,7 @@ def entry_of(kind: type[nn.Module]) -> Callable[..., Call | Several | str] | Non
     return MODULES.get(kind) or NAMED.get(f"{kind.__module__}.{kind.__qualname__}")
 
 
-def submodule(layer: nn.Module, name: str, parameter: Callable, *inputs) -> Call | Several | str:
+def submodule(layer: nn.Module, name: str, parameter: Callable, *inputs, **settings) -> Call | Several | str:
     """What the entry of a layer's submodule makes of these inputs.
 
     Raises:
@@ -124,7 +124,7 @@ def submodule(layer: nn.Module, name: str, parameter: Callable, *inputs) -> Call
     entry = entry_of(type(child))
     if entry is None:
         raise LookupError(f"its {name} has no rule")
-    return entry(child, *inputs, parameter=lambda of, *function: parameter(f"{name}.{of}", *function))
+    return entry(child, *inputs, parameter=lambda of, *function: parameter(f"{name}.{of}", *function), **settings)
 
 
 def each(setting, dims: int) -> list[int]:

@@ -110,22 +110,64 @@ def test_samples_as_queries():
     assert_primitives(Net(), torch.randn(5, 4))
 
 
-def test_dropout_of_probabilities_is_left_to_autograd():
-    assert opaque_reasons(Attend(dropout_p=0.5))
-    layer = nn.MultiheadAttention(4, 2, dropout=0.1, batch_first=True)
+class Looking(nn.Module):
+    """Attention to something else, with masks: those of a buffer, and those that come from x."""
 
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.layer = nn.Linear(4, 4), layer
+    def __init__(self, form, **settings):
+        super().__init__()
+        self.first, self.form = nn.Linear(4, 4), form
+        self.layer = nn.MultiheadAttention(4, 2, batch_first=True, **settings)
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(4, 2, 5, 0.1, batch_first=True), 1)
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 5, 0.1, batch_first=True, norm_first=True)
+        self.register_buffer("later", torch.ones(3, 3).triu(1) > 0)
+        self.weights = nn.Parameter(torch.randn(3, 3))
 
-        def forward(self, x):
-            h = self.first(x)
-            return self.layer(h, h, h)[0].flatten(1)
+    def forward(self, x):
+        h = self.first(x)
+        return getattr(self, self.form)(h).flatten(1)
 
-    assert not is_opaque(Net().eval())
-    assert is_opaque(Net().train())
-    assert_primitives(Net().eval(), torch.randn(2, 3, 4))
+    def dropping(self, h):
+        return functional.scaled_dot_product_attention(h, h, torch.sin(h), dropout_p=0.3, is_causal=True, scale=0.4)
+
+    def dropping_masked(self, h):
+        return functional.scaled_dot_product_attention(h, h, torch.sin(h), self.weights, 0.3)
+
+    def of_values(self, h):
+        return functional.scaled_dot_product_attention(h, torch.sin(h), h, attn_mask=h @ h.mT)
+
+    def of_comparisons(self, h):
+        return functional.scaled_dot_product_attention(h, torch.sin(h), h, attn_mask=(h @ h.mT) > -0.5)
+
+    def crossed(self, h):
+        return self.layer(h, torch.sin(h), torch.cos(h[:, :3]))[0]
+
+    def masked(self, h):
+        return self.layer(h, h, h, attn_mask=self.later, need_weights=False)[0]
+
+    def weighted(self, h):
+        return self.layer(h, h[:, :3], h, attn_mask=self.weights.sin(), need_weights=False)[0]
+
+    def padded(self, h):
+        return self.layer(h, h, h, key_padding_mask=h[..., 0] > 0.5, attn_mask=self.later.expand(4, 3, 3))[0]
+
+    def encoded(self, h):
+        return self.encoder(h, self.later, h.sum(-1) > 9)
+
+    def decoded(self, h):
+        return self.decoder(h, torch.sin(h), tgt_mask=self.later, memory_key_padding_mask=h.sum(-1) > 1)
+
+
+FORMS = ["dropping", "dropping_masked", "of_values", "of_comparisons", "crossed", "masked", "weighted"]
+FORMS += ["padded", "encoded", "decoded"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_masks_dropout_and_other_keys(form):
+    model = Looking(form, dropout=0.3)
+    assert opaque_reasons(model) == []
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert_primitives(model, torch.randn(2, 3, 4))
+        assert_primitives(Looking(form, vdim=4, kdim=4).eval(), torch.randn(2, 3, 4))
 
 
 class Largest(TorchDispatchMode):

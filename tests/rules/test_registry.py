@@ -47,6 +47,10 @@ LAYERS = {
     "attention": (SEQUENCE, lambda: SelfAttention(nn.MultiheadAttention(6, 3, batch_first=True))),
     "attention, length first": (SEQUENCE, lambda: SelfAttention(nn.MultiheadAttention(6, 2, bias=False), True)),
     "encoder layer": (SEQUENCE, lambda: nn.TransformerEncoderLayer(6, 2, 5, 0.0, batch_first=True)),
+    "decoder": (
+        SEQUENCE,
+        lambda: Twice(nn.TransformerDecoder(nn.TransformerDecoderLayer(6, 2, 5, 0.2, batch_first=True), 1)),
+    ),
     "encoder layer, norms first": (
         SEQUENCE,
         lambda: nn.TransformerEncoderLayer(6, 3, 5, 0.0, "gelu", norm_first=True, batch_first=True),
@@ -249,7 +253,9 @@ CALLS = calls() | {
     "index select": (SEQUENCE, lambda h, t: torch.index_select(h, 1, t.i) + h.index_select(-1, t.i).mean(2, True)),
     "index, tensor": (
         SEQUENCE,
-        lambda h, t: h[:, t.i] + h[..., t.i].mean(-1, True) + h[:, t.i - 3, 1:2] + h[:, t.i, t.i][:, :, None],
+        lambda h, t: (
+            h[:, t.i] + h[..., t.i].mean(-1, True) + h[:, t.i - 3] * h[:, t.i - 3, 1:2] + h[:, t.i, t.i][:, :, None]
+        ),
     ),
     "index, mask": (SEQUENCE, lambda h, t: h[:, :, t.c * 0 == 0][:, :, :2] + h[:, :, :2]),
     "index, computed": (SEQUENCE, lambda h, t: h[:, torch.arange(h.shape[1]) // 2] * h),
