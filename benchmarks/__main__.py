@@ -1,8 +1,9 @@
-"""The command line: `python -m benchmarks train | speed | overhead | plot`, each with `--help`."""
+"""The command line: `python -m benchmarks COMMAND`, each with `--help`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 from dataclasses import replace
@@ -13,13 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from . import BadArgument, data, machine, processes, train
+from . import BadArgument, data, experiments, machine, penalties, processes, train, zoo
 from .cases import CASES
+from .experiments import cells, findings
 from .peers import PEERS
 from .speed import Plan, measure
 
 FULL = {"rounds": 40, "seconds": 60.0, "visit": 0.02}
 QUICK = {"rounds": 7, "seconds": 3.0, "visit": 0.005}
+MODELS = {"rounds": 5, "seconds": 0.0, "visit": 0.02}
 SLOW_TO_COMPILE = ("inductor", "inductor-autograd")
 
 
@@ -35,11 +38,11 @@ def main() -> None:
 
 def _parser():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Train with gradreg_fast, or time it.")
-    commands = parser.add_subparsers(required=True, metavar="train | speed | overhead | plot")
+    commands = parser.add_subparsers(required=True, metavar="train | speed | models | overhead | experiment | plot")
     cores = max(1, len(machine.cores()) // processes.WORLD)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def command(name, run, description):
+    def command(name, run, description, commands=commands):
         sub = commands.add_parser(name, help=description, description=description)
         sub.set_defaults(run=run, parser=sub)
         return sub
@@ -47,8 +50,11 @@ def _parser():
     def out(sub):
         sub.add_argument("--out", type=Path, default=Path("out"), help="folder for results and pictures (%(default)s)")
 
-    def common(sub):
+    def threads(sub):
         sub.add_argument("--threads", type=_between(int, 1, cores), default=cores, help="CPU threads (%(default)s)")
+
+    def common(sub):
+        threads(sub)
         sub.add_argument("--device", type=_device, default=device, help="cpu or cuda (%(default)s)")
         out(sub)
 
@@ -76,7 +82,7 @@ def _parser():
         help="of the penalty; of several the best on a validation part of the training data is taken (0.01)",
     )
     sub.add_argument(
-        "--engine", choices=(*train.ENGINES, "all"), default="all", help="none: without penalty (%(default)s)"
+        "--engine", choices=(*penalties.ENGINES, "all"), default="all", help="none: without penalty (%(default)s)"
     )
     sub.add_argument(
         "--dtype",
@@ -114,12 +120,40 @@ def _parser():
     )
     common(sub)
 
+    sub = command(
+        "models", _models, "Check and time whole architectures (timm's and torchvision's too) on one CPU thread."
+    )
+    sub.add_argument("--quick", action="store_true", help="a few small ones and rounds, without Inductor")
+    names, peers = list(zoo.ARCHITECTURES), list(zoo.PEERS)
+    kept = "all by default; what the others gave into the same folder before is kept"
+    sub.add_argument("--only", nargs="+", metavar="NAME", choices=names, help=f"of {', '.join(names)}; {kept}")
+    sub.add_argument("--peers", nargs="+", metavar="PEER", choices=peers, help=f"of {', '.join(peers)}; {kept}")
+    out(sub)
+
     sub = command("overhead", _overhead, "Time a tiny network's step, and the parts of ours, on one CPU thread.")
     sub.add_argument("--quick", action="store_true", help="a few rounds")
     out(sub)
 
+    sub = commands.add_parser(
+        "experiment", help=(about := "Run the experiments on what is claimed."), description=about
+    )
+    actions = sub.add_subparsers(required=True, metavar="list | run | report")
+    command("list", _list_experiments, "Name every experiment and what it asks.", actions)
+    sub = command("run", _experiment, "Run experiments; what is in the folder already is not run again.", actions)
+    sub.add_argument("names", nargs="+", metavar="NAME", choices=(*experiments.NAMES, "all"), help="as listed, or all")
+    sub.add_argument("--quick", action="store_true", help="small sizes, each experiment in less than a minute")
+    sub.add_argument(
+        "--engine",
+        choices=cells.CHOICES,
+        default="all",
+        help="who penalises; none: only what has no penalty; all: autograd too, but the first seed only (%(default)s)",
+    )
+    threads(sub)
+    out(sub)
+    command("report", _report, f"Write {findings.PAGE.name} from the committed results.", actions)
+
     sub = command("plot", _plot, "Redraw the picture of a results file, beside it.")
-    sub.add_argument("results", type=Path, metavar="RESULTS.json", help="written by train, speed or overhead")
+    sub.add_argument("results", type=Path, metavar="RESULTS.json", help="written by another command")
     return parser
 
 
@@ -157,7 +191,7 @@ def _console():
 
 
 def _train(arguments):
-    engines = tuple(train.ENGINES) if arguments.engine == "all" else (arguments.engine,)
+    engines = tuple(penalties.ENGINES) if arguments.engine == "all" else (arguments.engine,)
     if arguments.projections and not arguments.penalty.startswith("jacobian"):
         raise BadArgument(f"--projections goes with a jacobian_* penalty, got {arguments.penalty}")
     config = train.Config(
@@ -248,6 +282,84 @@ def _speed(arguments):
     report.tables(results, console)
     report.write_csv(results, arguments.out / "speed.csv")
     _finish(results, arguments.out / "speed.json", console)
+
+
+def _list_experiments(arguments):
+    table = Table("name", "what is asked", "must be installed first", box=None)
+    for name in experiments.NAMES:
+        table.add_row(name, experiments.load(name).__doc__.splitlines()[0], "; ".join(experiments.missing(name)))
+    _console().print(table)
+
+
+def _experiment(arguments):
+    torch.set_num_threads(arguments.threads)
+    console = _console()
+    for name in experiments.NAMES if "all" in arguments.names else arguments.names:
+        lacking = "; ".join(experiments.missing(name))
+        if not lacking:
+            _run_experiment(name, arguments, console)
+        elif "all" in arguments.names:
+            console.print(f"{name}: skipped, because it needs: {lacking}")
+        else:
+            raise BadArgument(f"{name} needs: {lacking}")
+
+
+def _run_experiment(name, arguments, console):
+    experiment = experiments.load(name)
+    configs = experiment.cells(arguments.quick)
+    results = cells.Results(arguments.out / f"{name}.jsonl")
+    with _progress(console) as progress:
+        task = progress.add_task(name, total=len(configs))
+        cells.run(experiment, configs, arguments.engine, results, lambda: progress.advance(task))
+    rows = results.rows(configs)
+    done = len({*map(cells.key, (row.config for row in rows))})
+    if done < len(configs):
+        console.print(f"results: {results.path}; told and drawn once all {len(configs)} cells have run, {done} have")
+        return
+    for finding in findings.of(experiment, rows):
+        console.print(f"- {finding.text} [{finding.verdict}]", markup=False)
+    console.print(f"results: {results.path}, {findings.draw(experiment, rows, results.path)}")
+
+
+def _report(arguments):
+    print(findings.write_page())
+
+
+def _models(arguments):
+    from . import report, zoo_table
+
+    names = arguments.only or (zoo.QUICK if arguments.quick else zoo.ARCHITECTURES)
+    peers = arguments.peers or [name for name in zoo.PEERS if not (arguments.quick and name in SLOW_TO_COMPILE)]
+    console = _console()
+    chosen = [zoo.ARCHITECTURES[name] for name in names]
+    left_out = [each for each in chosen if zoo.missing(each.package)]
+    if left_out:
+        packages = " and ".join(dict.fromkeys(each.package for each in left_out))
+        console.print(f"left out for want of {packages}: {', '.join(each.name for each in left_out)}")
+        console.print(f"to install them: {zoo.INSTALL}", soft_wrap=True)
+    plan = Plan(**(QUICK if arguments.quick else MODELS), threads=1, device="cpu")
+    path = arguments.out / "models.json"
+    results = {
+        "kind": "models",
+        "environment": machine.environment(plan.threads, plan.device),
+        "plan": vars(plan),
+        "architectures": json.loads(path.read_text())["architectures"] if path.exists() else {},
+    }
+    chosen = [each for each in chosen if each not in left_out]
+    with _progress(console) as progress:
+        task = progress.add_task("", total=len(chosen))
+        for each in chosen:
+
+            def say(what, name=each.name):
+                progress.update(task, description=f"{name}: {what}")
+
+            measured = zoo.measure(each, list(dict.fromkeys((*peers, zoo.Eager.name))), plan, say)
+            zoo_table.enter(results, each.name, measured)
+            report.write(results, path)
+            progress.advance(task)
+    zoo_table.show(results, console)
+    zoo_table.write_csv(results, path.with_suffix(".csv"))
+    _finish(results, path, console)
 
 
 def _overhead(arguments):

@@ -11,8 +11,43 @@ from . import models
 from .penalties import TASKS, Batch
 
 
+class Workload:
+    """A batch and a loss, whatever the network: the gradients of `task + weight * penalty` in all parameters.
+
+    Attributes:
+        shape: of one sample.
+        rows: of a batch.
+        outputs: per sample.
+        task: a name in `penalties.TASKS`.
+        penalty: a name in `penalties.PENALTIES`.
+        weight: of the penalty; `speed.balanced` sets it.
+    """
+
+    def batch(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Batch:
+        """Random inputs and targets, always the same."""
+        generator = torch.Generator().manual_seed(1)
+
+        def normal(*shape):
+            return torch.randn(*shape, generator=generator).to(device, dtype)
+
+        x = normal(self.rows, *self.shape)
+        slope = normal(*x.shape) if self.penalty == "gradient_matching" else None
+        if self.task == "cross_entropy":
+            return Batch(x, torch.randint(self.outputs, (self.rows,), generator=generator).to(device), slope)
+        return Batch(x, normal(self.rows, self.outputs) if self.task == "mse" else None, slope)
+
+    def loss(self, y: Tensor, penalty: Tensor, batch: Batch) -> Tensor:
+        """The quantity that is differentiated."""
+        return TASKS[self.task](y, batch.target) + self.weight * penalty
+
+    @property
+    def convolutional(self) -> bool:
+        """Whether samples are images."""
+        return len(self.shape) == 3
+
+
 @dataclass(frozen=True)
-class Case:
+class Case(Workload):
     """One workload: the gradients of `task + weight * penalty` in all parameters.
 
     Attributes:
@@ -40,32 +75,10 @@ class Case:
         """The network, always with the same weights."""
         return models.build(self.layers, self.shape).to(device, dtype)
 
-    def batch(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Batch:
-        """Random inputs and targets, always the same."""
-        generator = torch.Generator().manual_seed(1)
-
-        def normal(*shape):
-            return torch.randn(*shape, generator=generator).to(device, dtype)
-
-        x = normal(self.rows, *self.shape)
-        slope = normal(*x.shape) if self.penalty == "gradient_matching" else None
-        if self.task == "cross_entropy":
-            return Batch(x, torch.randint(self.outputs, (self.rows,), generator=generator).to(device), slope)
-        return Batch(x, normal(self.rows, self.outputs) if self.task == "mse" else None, slope)
-
     @property
     def outputs(self) -> int:
         """Outputs per sample."""
         return next(layer.width for layer in reversed(self.layers) if hasattr(layer, "width"))
-
-    @property
-    def convolutional(self) -> bool:
-        """Whether samples are images."""
-        return len(self.shape) == 3
-
-    def loss(self, y: Tensor, penalty: Tensor, batch: Batch) -> Tensor:
-        """The quantity that is differentiated."""
-        return TASKS[self.task](y, batch.target) + self.weight * penalty
 
     def quick(self) -> Case:
         """The same with fewer rows."""

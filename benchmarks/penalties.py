@@ -174,3 +174,6 @@ def gradreg_fast(name: str, model: Callable, batch: Batch) -> tuple[Tensor, Tens
             return penalty(model, batch.x, projections=batch.projections, generator=batch.generator())
         case _:
             return penalty(model, batch.x)
+
+
+ENGINES: dict[str, Callable] = {"gradreg_fast": gradreg_fast, "autograd": autograd, "none": unpenalised}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,9 +14,11 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
-from . import BadArgument, overhead
+from . import BadArgument, overhead, zoo_table
 from .machine import spread
 from .report import COMPILED, OURS, best, microseconds, ratio, rivals, summary
 
@@ -34,6 +38,8 @@ MARKERS = {
     COMPILED: ("|", AHEAD),
 }
 
+MODEL_MARKERS = {"functional": ("o", AHEAD), "convert": ("D", "#7bbf95"), "inductor": ("X", "#d98a1f")}
+
 
 def draw(path: Path) -> Path:
     """Draws the picture that belongs to a results file beside it.
@@ -43,15 +49,53 @@ def draw(path: Path) -> Path:
     """
     try:
         results = json.loads(path.read_text())
-        figure = {"speed": speed, "train": train, "overhead": tiny_step}[results["kind"]](results)
+        figure = FIGURES[results["kind"]](results)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadArgument(
-            f"RESULTS.json must be a file that train, speed or overhead wrote: {path}: {error!r}"
-        ) from error
+        raise BadArgument(f"RESULTS.json must be a file that another command wrote: {path}: {error!r}") from error
+    return save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Saves the figure beside a results file."""
     picture = path.with_suffix(".png")
     figure.savefig(picture, dpi=130)
     plt.close(figure)
     return picture
+
+
+def style(*axes: Axes) -> None:
+    """Two spines, and lines across behind the data."""
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+        each.grid(axis="y", color="#dddddd", linewidth=0.6)
+        each.set_axisbelow(True)
+
+
+def intervals(axes: Axes, x: Sequence[float], ends: Sequence[tuple], style: str, colour: str, label: str) -> None:
+    """A line through the means at x, with bars from the lower to the upper ends."""
+    low, middle, high = zip(*ends, strict=True)
+    axes.plot(x, middle, style, color=colour, label=label, markersize=4)
+    if math.isfinite(max(high)):
+        axes.vlines(x, low, high, color=colour, linewidth=1)
+
+
+def steps(axes: Axes, rows: Sequence) -> None:
+    """Milliseconds of a step with each engine: the median over the cells of medians, and their quartiles."""
+    names = [engine for engine in ENGINE_COLOURS if any(row.engine == engine for row in rows)]
+    for column, engine in enumerate(names):
+        medians = [1e3 * row.outcome["seconds_per_step"][1] for row in rows if row.engine == engine]
+        low, middle, high = spread(medians)
+        bars = [[middle - low], [high - middle]]
+        axes.bar(column, middle, color=ENGINE_COLOURS[engine], alpha=0.7, yerr=bars, capsize=4)
+    axes.set_xticks(range(len(names)), [engine if engine != "none" else "no penalty" for engine in names], fontsize=8)
+    axes.set_ylabel("ms of processor time a step, median and quartiles", fontsize=9)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Numbers such as 0.2 on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
 
 
 def speed(results: dict) -> Figure:
@@ -110,7 +154,7 @@ def _line(axes, row, ratios, nearest):
         axes.scatter(value, row, marker=marker, color=peer_colour, s=26, zorder=3, linewidths=thickness)
 
 
-def _ratio_axis(axes: Axes, label: str) -> None:
+def _ratio_axis(axes: Axes, label: str, meaning: str = "gradreg_fast needs less") -> None:
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     axes.set_xlim(min(low / 1.15, 0.6), max(high, 1.7))  # room for the numbers
@@ -124,7 +168,7 @@ def _ratio_axis(axes: Axes, label: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"{label}\n(right of 1x: gradreg_fast needs less)", fontsize=9)
+    axes.set_xlabel(f"{label}\n(right of 1x: {meaning})", fontsize=9)
 
 
 def _where(environment):
@@ -159,6 +203,35 @@ def tiny_step(results: dict) -> Figure:
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.suptitle(
         f"Loss + penalty + all gradients, 8 rows through 8-8-1\n{_where(results['environment'])}", fontsize=10
+    )
+    return figure
+
+
+def models(results: dict) -> Figure:
+    """Time and peak memory of eager's step over those of ours and Inductor's, a line for each architecture."""
+    lines = zoo_table.rows(results)
+    figure, panels = plt.subplots(
+        1, 2, sharey=True, figsize=(13, 2.4 + 0.27 * len(lines)), width_ratios=(3, 2), layout="constrained"
+    )
+    for axes, kind, label in zip(panels, ("time", "memory"), ("time", "peak memory"), strict=True):
+        for name, (marker, colour) in MODEL_MARKERS.items():
+            shown = [(row, line) for row, line in enumerate(lines) if line.get(f"{name}_{kind}")]
+            places, values = [row for row, _ in shown], [line[f"{name}_{kind}"] for _, line in shown]
+            axes.scatter(values, places, marker=marker, color=colour, s=30, zorder=3, label=zoo_table.NAMES[name])
+            if kind == "time":
+                lows, highs = ([line[f"{name}_{end}"] for _, line in shown] for end in ("low", "high"))
+                axes.hlines(places, lows, highs, color=colour, linewidth=1)
+        _ratio_axis(axes, f"{label} of a step, eager / each", "less than eager")
+        axes.set_yticks(
+            range(len(lines)), [f"{line['architecture']}  {line['eager_ms']:.3g} ms" for line in lines], fontsize=8
+        )
+        axes.set_ylim(len(lines) - 0.4, -0.6)
+        axes.grid(axis="y", color="#eeeeee", linewidth=0.6)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False
+    )
+    figure.suptitle(
+        f"Loss + penalty + all gradients, beside eager double backward\n{_where(results['environment'])}", fontsize=10
     )
     return figure
 
@@ -199,10 +272,7 @@ def train(results: dict) -> Figure:
     for axes in (accuracy, seconds):
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set_xlim(-0.6, len(names) - 0.4)
-    for axes in (losses, accuracy, seconds):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
+    style(losses, accuracy, seconds)
     title = f"{config['model']} on {results['samples']} samples of {config['data']}, {config['penalty']}"
     figure.suptitle(f"{title}, weight {results['weight']:g}\n{_where(results['environment'])}", fontsize=10)
     return figure
@@ -213,3 +283,6 @@ def _smooth(values, points=120):
     stretch = -(-len(values) // points)
     starts = range(0, len(values), stretch)
     return list(starts), [statistics.mean(values[i : i + stretch]) for i in starts]
+
+
+FIGURES = {"speed": speed, "models": models, "train": train, "overhead": tiny_step}

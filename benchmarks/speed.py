@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from .cases import Case
+from .cases import Case, Workload
 from .machine import restrict
 from .peers import PEERS, Autograd, Peer, Plain
 
@@ -58,10 +58,22 @@ def measure(case: Case, peers: Sequence[str], plan: Plan, report: Callable[[str]
     Returns:
         For each peer its `status` ("ok", "wrong", "skipped" or "failed") and figures.
     """
+    try:
+        return apart(_measure, case, peers, plan, report=report)
+    except RuntimeError as error:
+        return {name: _unmeasured("failed", str(error)) for name in peers}
+
+
+def apart(function: Callable, workload: Workload, peers: Sequence[str], plan: Plan, report: Callable[[str], Any]):
+    """`function(workload, peers, plan, report)`, run in a fresh process that is set up for `plan`.
+
+    Raises:
+        RuntimeError: if the process ends without a result.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     os.environ |= {"OMP_NUM_THREADS": str(plan.threads), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-    process = context.Process(target=_measure_here, args=(case, peers, plan, sender))
+    process = context.Process(target=_here, args=(function, workload, peers, plan, sender))
     process.start()
     sender.close()
     try:
@@ -70,46 +82,61 @@ def measure(case: Case, peers: Sequence[str], plan: Plan, report: Callable[[str]
         return message
     except EOFError:
         process.join()
-        return {name: _unmeasured("failed", f"the process ended with code {process.exitcode}") for name in peers}
+        raise RuntimeError(f"the process ended with code {process.exitcode}") from None
     finally:
         process.join(timeout=10)
         process.terminate()
         process.join()
 
 
-def _measure_here(case, peers, plan, sender):
+def _here(function, workload, peers, plan, sender):
     restrict(plan.threads)
     torch.backends.cudnn.allow_tf32 = False
     torch.set_flush_denormal(True)
     warnings.simplefilter("ignore")
+    sender.send(function(workload, peers, plan, sender.send))
+
+
+def _measure(case, peers, plan, report):
+    return timed(case, {name: PEERS[name] for name in peers}, plan, report)
+
+
+def timed(
+    workload: Workload,
+    peers: dict[str, type[Peer]],
+    plan: Plan,
+    report: Callable[[str], Any],
+    eager: type[Peer] = Autograd,
+) -> dict:
+    """As `measure`, in this process: `eager` gives the right numbers."""
     results: dict[str, dict] = {}
-    sender.send("reference in float64")
-    case = balanced(case, plan.device)
-    ready = dict(_ready(case, peers, plan, results, sender.send))
-    times = interleaved({name: peer.step for name, peer in ready.items()}, plan, sender.send)
+    report("reference in float64")
+    workload = balanced(workload, plan.device, eager)
+    ready = dict(_ready(workload, peers, plan, results, report, eager))
+    times = interleaved({name: peer.step for name, peer in ready.items()}, plan, report)
     for name, peer in ready.items():
-        sender.send(f"memory of {name}")
+        report(f"memory of {name}")
         results[name] |= {
             "status": "ok",
             "seconds": times[name],
             "units": peer.units(),
             "memory_bytes": peer.peak_memory(plan.device),
         }
-    sender.send({name: results[name] for name in peers})
+    return {name: results[name] for name in peers}
 
 
-def _ready(case, peers, plan, results, report) -> Iterator[tuple[str, Peer]]:
+def _ready(case, peers, plan, results, report, eager) -> Iterator[tuple[str, Peer]]:
     """The peers that run and are right; the others are entered into `results`."""
-    plain = Plain(case, plan.device, torch.float64).numbers()
-    truth = Autograd(case, plan.device, torch.float64).numbers()
-    for name in peers:
-        if reason := PEERS[name].unavailable(case, plan.device):
+    plain = Plain(case, plan.device, torch.float64).numbers() if Plain.name in peers else None
+    truth = eager(case, plan.device, torch.float64).numbers()
+    for name, kind in peers.items():
+        if reason := kind.unavailable(case, plan.device):
             results[name] = _unmeasured("skipped", reason)
             continue
         report(f"preparing {name}")
         try:
             start = time.perf_counter()
-            peer = PEERS[name](case, plan.device)
+            peer = kind(case, plan.device)
             error = difference(peer.numbers(), plain if name == Plain.name else truth)
             results[name] = {"error": error, "first_step_seconds": time.perf_counter() - start}
         except Exception as exception:  # a peer that fails must not end the measurement of the others
@@ -126,11 +153,11 @@ def _unmeasured(status, reason):
     return {"status": status, "reason": reason}
 
 
-def balanced(case: Case, device: str = "cpu") -> Case:
+def balanced(case: Workload, device: str = "cpu", eager: type[Peer] = Autograd) -> Workload:
     """The case with a weight that gives task and penalty gradients of like size, so that neither can hide an error."""
     if case.task == "none":
         return case
-    (_, task), (_, both) = (peer(case, device, torch.float64).numbers() for peer in (Plain, Autograd))
+    (_, task), (_, both) = (peer(case, device, torch.float64).numbers() for peer in (Plain, eager))
     penalty = {name: (both[name] - task[name]) / case.weight for name in task}
     return replace(case, weight=float(f"{_norm(task) / _norm(penalty):.0e}"))
 

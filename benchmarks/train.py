@@ -1,35 +1,23 @@
 """The main job: the same network trained with each engine, in lockstep, from the same seeds on the same batches.
 
-Lockstep means that every engine takes its step on a batch before any sees the next, so that seconds per step are side
-by side. The penalised engines' losses then differ by rounding alone. With several weights, the one with the best
+In lockstep (`loop`) the penalised engines' losses differ by rounding alone. With several weights, the one with the best
 accuracy on a validation part of the training data is taken; the test data play no role in it.
-
-Under torchrun each process takes its share of every batch, and DistributedDataParallel averages the gradients.
 """
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from . import BadArgument, models, penalties, processes
+from . import BadArgument, loop, models, processes
 from .data import Dataset
 from .machine import environment, spread
 from .penalties import Batch
 
-ENGINES: dict[str, Callable] = {
-    "gradreg_fast": penalties.gradreg_fast,
-    "autograd": penalties.autograd,
-    "none": penalties.unpenalised,
-}
 PENALTIES = ("double_backprop", "jacobian_frobenius", "jacobian_softmax", "spectral_projection", "confidence_penalty")
 MODELS = ("mlp", "lenet")
 COMPARED_STEPS = 50  # over which the engines' losses are compared: later, rounding has been amplified
@@ -70,74 +58,29 @@ def layers(config: Config, data: Dataset) -> tuple:
     return models.lenet(data.classes)
 
 
-class Penalised(nn.Module):
-    """A network and an engine's penalty as one forward, which is what DistributedDataParallel synchronises."""
-
-    def __init__(self, engine: str, penalty: str, model: nn.Module):
-        super().__init__()
-        self.engine, self.penalty, self.model = ENGINES[engine], penalty, model
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor | float]:
-        """The output and the penalty."""
-        return self.engine(self.penalty, self.model, batch)
-
-
-class Run:
+class Run(loop.Run):
     """One engine's network, optimiser, losses and times."""
 
     def __init__(self, engine: str, config: Config, data: Dataset, weight: float, seed: int):
-        self.engine, self.config, self.weight = engine, config, weight
-        self.model = models.build(layers(config, data), data.x.shape[1:], seed).to(config.device, data.x.dtype)
-        self.penalised = processes.synchronised(Penalised(engine, config.penalty, self.model))
-        self.optimizer = torch.optim.SGD(self.model.parameters(), config.lr, momentum=0.9)
-        self.schedule = CosineAnnealingLR(self.optimizer, steps(config, len(data.x)))
-        self.losses: list[Tensor] = []
-        self.seconds: list[float] = []
-
-    def step(self, batch: Batch) -> None:
-        """One step of training."""
-        synchronise = torch.cuda.synchronize if self.config.device.startswith("cuda") else contextlib.nullcontext
-        synchronise()
-        start = time.perf_counter()
-        self.optimizer.zero_grad()
-        y, penalty = self.penalised(batch)
-        loss = F.cross_entropy(y, batch.target) + self.weight * penalty
-        loss.backward()
-        self.optimizer.step()
-        self.schedule.step()
-        synchronise()
-        self.seconds.append(time.perf_counter() - start)
-        self.losses.append(loss.detach())
-
-    @torch.no_grad()
-    def accuracy(self, x: Tensor, y: Tensor) -> float:
-        """The share of right classes."""
-        self.model.eval()
-        chunks = zip(x.split(1000), y.split(1000), strict=True)
-        right = sum((self.model(part).argmax(1) == classes).sum().item() for part, classes in chunks)
-        self.model.train()
-        return right / len(y)
+        model = models.build(layers(config, data), data.x.shape[1:], seed).to(config.device, data.x.dtype)
+        loss = loop.objective(engine, config.penalty, model, F.cross_entropy, weight)
+        super().__init__(model, loss, loop.sgd(config.lr, steps(config, len(data.x))))
 
 
 def steps(config: Config, samples: int) -> int:
-    """Steps of one run; samples that leave no process an equal share are left out."""
-    return config.epochs * -(-(samples // processes.WORLD * processes.WORLD) // config.batch_size)
+    """Steps of one run."""
+    return config.epochs * -(-loop.shared(samples) // config.batch_size)
 
 
 def lockstep(engines, config: Config, data: Dataset, weight: float, seed: int, advance: Callable) -> dict[str, Run]:
     """Trains every engine's network from the same seed on the same batches."""
     runs = [Run(engine, config, data, weight, seed) for engine in engines]
-    order = torch.Generator().manual_seed(seed)
-    number = 0
-    for _ in range(config.epochs):
-        shuffled = torch.randperm(len(data.x), generator=order).to(config.device)
-        for rows in shuffled[: len(shuffled) // processes.WORLD * processes.WORLD].split(config.batch_size):
-            rows, seed = rows.chunk(processes.WORLD)[processes.RANK], number * processes.WORLD + processes.RANK
-            batch = Batch(data.x[rows], data.y[rows], seed=seed, projections=config.projections)
-            for i in range(len(runs)):
-                runs[(number + i) % len(runs)].step(batch)
-            number += 1
-            advance()
+    order = enumerate(loop.shuffled(len(data.x), config.batch_size, config.epochs, seed))
+    batches = (
+        Batch(data.x[rows], data.y[rows], seed=i * processes.WORLD + processes.RANK, projections=config.projections)
+        for i, rows in order
+    )
+    loop.lockstep(runs, batches, advance)
     for run in runs:
         run.losses = [*processes.averaged(torch.stack(run.losses))]
     return dict(zip(engines, runs, strict=True))
@@ -150,7 +93,7 @@ def validate(config: Config, data: Dataset, advance: Callable) -> dict[float, fl
     accuracies = {}
     for weight in config.weights:
         runs = (lockstep([engine], config, train, weight, seed, advance)[engine] for seed in range(config.seeds))
-        accuracies[weight] = statistics.mean(run.accuracy(validation.x, validation.y) for run in runs)
+        accuracies[weight] = statistics.mean(loop.accuracy(run.model, validation.x, validation.y) for run in runs)
     return accuracies
 
 
@@ -206,7 +149,7 @@ def train(config: Config, data: Dataset, advance: Callable[[], object]) -> dict:
 
 def _figures(runs, data):
     return {
-        "test_accuracy": [run.accuracy(data.x_test, data.y_test) for run in runs],
+        "test_accuracy": [loop.accuracy(run.model, data.x_test, data.y_test) for run in runs],
         "losses": [torch.stack(run.losses).tolist() for run in runs],
         "seconds_per_step": spread([second for run in runs for second in run.seconds[1:] or run.seconds]),
     }

@@ -57,15 +57,28 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
         "activation_meet(Tensor kept, Tensor u, Tensor xdot, int kind, float[] settings, bool push) -> Tensor[]");
     // phi' d + phi'' w or, if `below`, phi' d + (phi'' / phi') w.
     library.def("activation_bend(Tensor kept, Tensor? d, Tensor w, int kind, float[] settings, bool below) -> Tensor");
-    // Batch normalisation with batch statistics (cuda/norm.h) at x [B, C, ...], which lies as it is or channels last,
-    // as do all others; mean, inverse and weight: [C], in float32 where x is in less. J v of a stack [K, B, C, ...],
-    // plus `second` if given, and the sums of v and v xhat [K, 2, C].
+    // Normalisations with statistics of channels (cpu/norm.h, cuda/norm.h) at x [B, C, ...], which lies as it is or
+    // channels last, as do all others. mean and inverse: [C] of the batch, or [B, groups] of each sample; weight: [C];
+    // all in float32 where x is in less. For a stack v [K, B, C, ...] returns J v if `push`, else J^T v plus `second`
+    // if given, and if wanted (K = 1) the gradients by weight and bias [2, C]: sums of v xhat and of v.
     library.def(
-        "norm_project(Tensor v, Tensor x, Tensor mean, Tensor inverse, Tensor? weight, Tensor? second) -> "
-        "(Tensor, Tensor)");
+        "norm_project(Tensor v, Tensor x, Tensor mean, Tensor inverse, Tensor? weight, Tensor? second, bool push, "
+        "bool gradients) -> Tensor[]");
     // The gradients of sum_k <u^k, J v^k> by x and by the weight and, if wanted, J v.
     library.def(
         "norm_meet(Tensor u, Tensor v, Tensor x, Tensor mean, Tensor inverse, Tensor? weight, bool push) -> Tensor[]");
+    // The same two for normalisations over rows (cuda/layer_norm.h), without gaps, as many as `inverse` has numbers;
+    // without mean: root mean square normalisation. Without weight its gradient is empty.
+    library.def(
+        "layer_norm_project(Tensor v, Tensor x, Tensor? mean, Tensor inverse, Tensor? weight, Tensor? second, "
+        "bool push, bool gradients) -> Tensor[]");
+    library.def(
+        "layer_norm_meet(Tensor u, Tensor v, Tensor x, Tensor? mean, Tensor inverse, Tensor? weight, bool push) -> "
+        "Tensor[]");
+    // Passes over contiguous stacks [K, B, ...] (cuda/rows.h): sum_k <a^k_b, b^k_b>, [B], in float32 at least; and
+    // factor_b a^k_b, times b^k_b if given.
+    library.def("dot_samples(Tensor a, Tensor b) -> Tensor");
+    library.def("scale_samples(Tensor a, Tensor? b, Tensor factor) -> Tensor");
     // phi, phi' and phi'' of an activation at z.
     library.def("activation(Tensor z, int kind, float[] settings) -> (Tensor, Tensor, Tensor)");
 }

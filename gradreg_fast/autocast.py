@@ -27,7 +27,7 @@ from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.rules.pointwise import PReLU
 from gradreg_fast.rules.product import Bilinear, Einsum, MatrixProduct
 from gradreg_fast.rules.reduce import Deviation, LogSumExp, Norm, Sum
-from gradreg_fast.rules.shape import LinearMap
+from gradreg_fast.rules.shape import LinearMap, To
 from gradreg_fast.rules.softmax import Softmax
 
 # How PyTorch's calls behave under autocast, by rule (its ATen/autocast_mode.h); all others promote their operands and
@@ -58,7 +58,7 @@ def with_casts(graph: Graph, x: Tensor) -> Graph:
     if key not in graph.plans:
         nodes = list(graph.nodes)
         for i, node in enumerate(nodes):
-            if node and node.inputs:
+            if node and (node.inputs or isinstance(node.rule, Opaque)):
                 head = i == graph.seed and i != graph.output
                 nodes[i] = replace(node, rule=_casting(node.rule, len(node.inputs), x.device.type, low, head))
         graph.plans[key] = replace(graph.rewritten(nodes), low=low)
@@ -79,6 +79,8 @@ def without_autocast(sweeps):
 def _casting(rule: Rule, inputs: int, kind: str, low: torch.dtype, head: bool) -> Rule:
     if isinstance(rule, Opaque):
         return _in_region(rule, kind, low)
+    if isinstance(rule, To):
+        return rule
     if head:
         return Cast(rule, _single)
     if isinstance(rule, GroupNorm) and rule.groups is None:  # instances' own statistics

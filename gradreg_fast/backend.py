@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections.abc import Sequence
 from functools import cache
 from types import ModuleType, TracebackType
 
@@ -24,6 +25,10 @@ KERNELS = {"cpu": "cpp", "cuda": "cuda"}
 
 LEAST_CAPABILITY = (8, 0)
 """Of GPUs that the CUDA kernels run on."""
+
+WIDEST_TOGETHER = {torch.float32: 128, torch.float64: 64, torch.float16: 128, torch.bfloat16: 128}
+"""The widest layer of fully connected networks that CUDA kernels carry tiles of rows through, by dtype: sure to fit
+into shared memory (csrc/cuda/mlp.h). Wider ones take a product a layer and sweep (csrc/cuda/layerwise.h)."""
 
 _loading = threading.Lock()
 _found: tuple[ModuleType | None, str, str] | None = None  # by `_library`; None: not yet looked for
@@ -160,6 +165,24 @@ def cuda_problem(module: ModuleType) -> str:
     return module.cuda_problem()
 
 
+def mlp_kept_on_cuda(x: Tensor, weights: Sequence[Tensor], kinds: Sequence[int], stack: int) -> int:
+    """How many numbers ``mlp_forward_pull`` keeps on a CUDA device: as csrc/cuda/mlp.h and layerwise.h place them."""
+    rows, size = x.shape[0], x.element_size()
+    if max(max(weight.shape) for weight in weights) <= WIDEST_TOGETHER[x.dtype]:
+        return rows * (1 + stack) * sum(len(weight) for weight in weights)
+    bytes = 0
+    for i, (weight, kind) in enumerate(zip(weights, kinds, strict=True)):
+        one = rows * len(weight) * size
+        values = kind not in (0, 1, 4, 5) and i < len(weights) - 1  # else states are h
+        above = kind in (6, 7, 8, 9)  # whose slope vanishes where they bend
+        bytes += (1 + values) * _round_up(one) + (1 + above) * _round_up(stack * one)
+    return bytes // size
+
+
+def _round_up(bytes: int) -> int:
+    return (bytes + 255) // 256 * 256
+
+
 def register_fakes(module: ModuleType) -> None:
     """Tell PyTorch's tracers the shapes that the operations return."""
     ops = torch.library
@@ -168,7 +191,7 @@ def register_fakes(module: ModuleType) -> None:
     def forward_pull(x, cotangent, target, offset, weights, biases, kinds, settings, loss, stack, unit_seed, keep):
         y, g = x.new_empty(x.shape[0], len(weights[-1])), x.new_empty(stack, *x.shape)
         if x.device.type == "cuda":
-            count = x.shape[0] * (1 + stack) * sum(len(weight) for weight in weights) if keep else 0
+            count = mlp_kept_on_cuda(x, weights, kinds, stack) if keep else 0
             norms = torch.promote_types(x.dtype, torch.float32)
             return y, g, x.new_empty(x.shape[0], dtype=norms), x.new_empty(count)
         B, widths = x.shape[0], [x.shape[1], *map(len, weights)]
@@ -248,7 +271,7 @@ def register_fakes(module: ModuleType) -> None:
 
     @ops.register_fake("gradreg_fast::active_sqnorm_gradients")
     def active_sqnorm_gradients(hidden, weights, gram, cotangents, factor, wanted):
-        return [torch.empty_like(weight) for weight, flag in zip(weights, wanted, strict=True) if flag]
+        return [weight.new_empty(weight.shape) for weight, flag in zip(weights, wanted, strict=True) if flag]
 
     @ops.register_fake("gradreg_fast::activate")
     def activate(z, kind, settings, masked):
@@ -267,13 +290,32 @@ def register_fakes(module: ModuleType) -> None:
         return torch.empty_like(w)
 
     @ops.register_fake("gradreg_fast::norm_project")
-    def norm_project(v, x, mean, inverse, weight, second):
-        return torch.empty_like(v), mean.new_empty(len(v), 2, *mean.shape)
+    def norm_project(v, x, mean, inverse, weight, second, push, gradients):
+        return [torch.empty_like(v), *([inverse.new_empty(2, x.shape[1])] if gradients else ())]
 
     @ops.register_fake("gradreg_fast::norm_meet")
     def norm_meet(u, v, x, mean, inverse, weight, push):
-        return [torch.empty_like(x), torch.empty_like(mean), *([torch.empty_like(v)] if push else ())]
+        gradient = inverse.new_empty(x.shape[1])
+        return [torch.empty_like(x), gradient, *([torch.empty_like(v)] if push else ())]
+
+    @ops.register_fake("gradreg_fast::layer_norm_project")
+    def layer_norm_project(v, x, mean, inverse, weight, second, push, gradients):
+        columns = x.numel() // inverse.numel()
+        return [torch.empty_like(v), *([inverse.new_empty(2, columns)] if gradients else ())]
+
+    @ops.register_fake("gradreg_fast::layer_norm_meet")
+    def layer_norm_meet(u, v, x, mean, inverse, weight, push):
+        gradient = inverse.new_empty(0 if weight is None else weight.numel())
+        return [torch.empty_like(x), gradient, *([torch.empty_like(v)] if push else ())]
+
+    @ops.register_fake("gradreg_fast::dot_samples")
+    def dot_samples(a, b):
+        return a.new_empty(a.shape[1], dtype=torch.promote_types(a.dtype, torch.float32))
+
+    @ops.register_fake("gradreg_fast::scale_samples")
+    def scale_samples(a, b, factor):
+        return torch.empty_like(a)
 
     @ops.register_fake("gradreg_fast::activation")
     def activation(z: Tensor, kind, settings):
-        return torch.empty_like(z), torch.empty_like(z), torch.empty_like(z)
+        return z.new_empty(z.shape), z.new_empty(z.shape), z.new_empty(z.shape)

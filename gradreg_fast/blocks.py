@@ -138,7 +138,8 @@ def runs_of(graph: Graph) -> list[Run]:
 def _run(graph: Graph, start: int) -> Run | None:
     """The longest run that starts with this convolution."""
     conv = graph.nodes[start].rule
-    if conv.groups != 1 or len(conv.stride) != 2:
+    computed = any(slot in graph.computed.values() for slot in graph.nodes[start].slots)
+    if conv.groups != 1 or len(conv.stride) != 2 or computed:
         return None
     measured = {j for node in graph.nodes if node for j in node.extras}
     nodes, activation, pooling, windows = [start], None, NONE, NO_WINDOWS

@@ -47,10 +47,16 @@ SOURCES = (
     "cpu/mlp_avx2.cpp",
     "cpu/mlp_avx512.cpp",
     "cpu/mlp_baseline.cpp",
+    "cpu/norm.cpp",
+    "cpu/norm_avx2.cpp",
+    "cpu/norm_avx512.cpp",
+    "cpu/norm_baseline.cpp",
 )
 CUDA_SOURCES = (
     "cuda/elementwise.cpp",
     "cuda/elementwise.cu",
+    "cuda/layer_norm.cpp",
+    "cuda/layer_norm.cu",
     "cuda/mlp.cpp",
     "cuda/mlp_bfloat16.cu",
     "cuda/mlp_float16.cu",
@@ -59,6 +65,8 @@ CUDA_SOURCES = (
     "cuda/mlp_tf32.cu",
     "cuda/norm.cpp",
     "cuda/norm.cu",
+    "cuda/rows.cpp",
+    "cuda/rows.cu",
     "cuda/runtime.cu",
 )
 FLAGS = (
@@ -203,8 +211,17 @@ def any_nvcc() -> str:
     home = inside.pop(0) if folders[0] else None
     found = next((nvcc for nvcc in (home, shutil.which("nvcc"), *inside) if nvcc), None)
     if found is None:
-        raise BuildError(f"no nvcc in $CUDA_HOME, PATH or /usr/local/cuda; pip install {' '.join(NVCC_PACKAGES)}")
+        raise BuildError(f"no nvcc in $CUDA_HOME, PATH or /usr/local/cuda; {_where_to_get_nvcc()}")
     return found
+
+
+def _where_to_get_nvcc() -> str:
+    import torch
+
+    version = torch.version.cuda or "13"
+    if version.split(".")[0] == "13":  # as NVCC_PACKAGES; earlier ones have no nvcc
+        return f"pip install {' '.join(NVCC_PACKAGES)}"
+    return f"install the CUDA toolkit {version}"
 
 
 def cache_key(sources: Path, compiler: list[str], nvcc: str | None = None) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import wraps
 
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
+from torch.autograd import forward_ad
 
 from gradreg_fast.engine import Linearization
 from gradreg_fast.rules.base import is_channels_last
@@ -13,6 +16,13 @@ from gradreg_fast.rules.base import is_channels_last
 TWICE = (
     "gradreg_fast: this gradient is a closed form and cannot be differentiated again; for third derivatives use "
     "torch.autograd.grad(model(x), x, cotangent, create_graph=True), which gives the same numbers"
+)
+
+TRANSFORMED = (
+    "gradreg_fast: torch.func's grad, vmap, jvp and their like, and forward-mode differentiation, cannot follow a "
+    "closed form; use torch.autograd.grad or backward, also with functional_call(WithPenalty(model, penalty), "
+    "parameters, (x,)): for an ensemble member by member, for a directional derivative as the gradient's product with "
+    "the direction"
 )
 
 
@@ -48,6 +58,25 @@ class _Once(torch.autograd.Function):
 def differentiable(tensor: Tensor | None) -> bool:
     """Whether anybody may ask for this tensor's gradient."""
     return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
+
+
+def transformed(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a transform of ``torch.func`` or forward-mode differentiation follows one of these tensors."""
+    forward = forward_ad._current_level >= 0
+    if not forward and functorch.peek_interpreter_stack() is None:
+        return False
+    return any(
+        functorch.is_functorch_wrapped_tensor(tensor)
+        or (forward and forward_ad.unpack_dual(tensor).tangent is not None)
+        for tensor in tensors
+        if isinstance(tensor, Tensor)
+    )
+
+
+def refuse_transforms(tensors: Iterable[Tensor | None]) -> None:
+    """Raise where `transformed`."""
+    if transformed(tensors):
+        raise RuntimeError(TRANSFORMED)
 
 
 def wanted_now(tensors: list) -> tuple[bool, ...]:

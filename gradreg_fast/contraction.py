@@ -9,7 +9,8 @@ from torch import Tensor
 
 from gradreg_fast.engine import Linearization, Terms
 from gradreg_fast.planner import Plan, chunk_size, width
-from gradreg_fast.rules.base import at_least_single, elements, per_sample
+from gradreg_fast.rules.base import at_least_single, elements
+from gradreg_fast.samples import dot_samples, scale_samples
 
 SMALLEST_BLOCK = 128  # of a symmetric product: smaller ones run too far below a large product's rate
 
@@ -84,32 +85,24 @@ def ones_seed(linearization: Linearization, value: int) -> Tensor:
 def _stack(linearization, plan, seeds, keep):
     below = bottom_metric(linearization, plan)
     norms, chunks = 0, []
-    single = accumulation_dtype(linearization)
     for chunk in seeds.split(chunk_size(linearization, plan.bottom) or len(seeds)):
         u, kept = linearization.pull({plan.cut: chunk}, plan.bottom, keep=keep)
         measured = below(u)
-        norms = norms + (
-            _squared_lengths(u, single) if measured is u else elements(u * measured).sum((0, 2), dtype=single)
-        )
+        norms = norms + dot_samples(u, measured)
         if keep is not None:
             chunks.append((kept, u, measured))
     return norms.clamp_min(0), (chunks,)
-
-
-def _squared_lengths(u, dtype):
-    """``sum_k ||u^k||^2``, ``[B]``, in one pass over the stack ``[K, B, ...]``."""
-    return torch.linalg.vector_norm(elements(u), dim=2, dtype=dtype).square().sum(0)
 
 
 def _stack_gradients(linearization, plan, state, weights, terms, scale, final):
     (chunks,) = state
     factor = 2 * weights
     if plan.bottom:
-        pairs = ((scaled(u, factor), u) for _, u, _ in chunks)
+        pairs = ((scale_samples(u, factor), u) for _, u, _ in chunks)
         add_gram_gradient(linearization, plan.bottom, terms, pairs, transposed=False)
     while chunks:
         kept, _, measured = chunks.pop()
-        seeds = {plan.bottom: scaled(measured, factor)}
+        seeds = {plan.bottom: scale_samples(measured, factor)}
         last = final and not chunks
         linearization.push(seeds, cotangents=kept, terms=terms, scale=scale, final=last)
 
@@ -117,11 +110,6 @@ def _stack_gradients(linearization, plan, state, weights, terms, scale, final):
 def accumulation_dtype(linearization: Linearization) -> torch.dtype:
     """Norms of half-precision gradients are summed, and returned, in float32."""
     return at_least_single(linearization.like.dtype)
-
-
-def scaled(stack: Tensor, factor: Tensor) -> Tensor:
-    """A stack ``[K, B, ...]`` times each sample's factor ``[B]``, in the stack's dtype."""
-    return (stack * per_sample(factor, stack[0])).to(stack.dtype)
 
 
 # A cut in the middle: J = U V, <U^T U, V V^T>.
@@ -134,7 +122,7 @@ def _contract(linearization, plan, keep):
     w, kept_above = linearization.push({plan.cut: seeds}, plan.top, keep=keep)
     v_measured, w_measured = below(v), above(w)
     V, U = inner_products(v, v_measured), inner_products(w, w_measured)  # V V^T and U^T U, [B, n, n]
-    norms = (U * V).sum((1, 2))
+    norms = dot_samples(U.unsqueeze(0), V.unsqueeze(0))
     return norms.clamp_min(0), (kept_below, kept_above, v, w, v_measured, w_measured, U, V)
 
 
@@ -160,8 +148,9 @@ def inner_products(a: Tensor, b: Tensor) -> Tensor:
 
 def mix(M: Tensor, stack: Tensor) -> Tensor:
     """``sum_j M_ij stack^j`` of each sample: ``M [B, n, n]``, stack ``[n, B, ...]``, in the stack's dtype."""
-    mixed = M @ elements(stack).transpose(0, 1).to(M.dtype)
-    return mixed.transpose(0, 1).reshape(stack.shape).to(stack.dtype)
+    mixed = M.new_empty(stack.shape)
+    torch.bmm(M, elements(stack).transpose(0, 1).to(M.dtype), out=elements(mixed).transpose(0, 1))
+    return mixed.to(stack.dtype)
 
 
 # The ends: the identity at the input and the output, Gram matrices at the first and the last layer.
@@ -253,7 +242,7 @@ def _closed_form(linearization, plan):
     slope = activation.slope(saved, first.new_ones(()).expand(linearization.shapes[plan.bottom]))  # [B, n]
     below, above = gram(first), gram(last.t())  # [n, n]
     product = slope @ (below * above)  # [B, n]
-    return (slope * product).sum(1).clamp_min(0), (slope, product, below, above)
+    return dot_samples(slope.unsqueeze(0), product.unsqueeze(0)).clamp_min(0), (slope, product, below, above)
 
 
 def _closed_form_gradients(linearization, plan, state, weights, terms):
@@ -263,9 +252,10 @@ def _closed_form_gradients(linearization, plan, state, weights, terms):
     activation = graph.nodes[plan.top].rule
     below_gradients, above_gradients = terms.of(graph.nodes[plan.bottom]), terms.of(graph.nodes[graph.seed])
     if below_gradients.wants(0) or above_gradients.wants(0):
-        M = symmetric_sum([((slope * (2 * weights).unsqueeze(1)).t(), slope)])  # [n, n]
+        scaled = scale_samples(slope.unsqueeze(0), 2 * weights).squeeze(0)
+        M = symmetric_sum([(scaled.t(), slope)])  # [n, n]
         below_gradients.add(0, lambda: (M * above) @ first)
         above_gradients.add(0, lambda: last @ (M * below))
     if terms.needs.meeting[plan.top] and not activation.curvature_free:
-        w = product * (2 * weights).unsqueeze(1)
-        terms.add_second(plan.top, (w.mul_(slope) if activation.meets_below else w,))
+        below = slope.unsqueeze(0) if activation.meets_below else None
+        terms.add_second(plan.top, (scale_samples(product.unsqueeze(0), 2 * weights, below).squeeze(0),))

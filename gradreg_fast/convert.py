@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from gradreg_fast.autocast import regions, with_casts
+from gradreg_fast.compiling import compilable
+from gradreg_fast.context import transformed
 from gradreg_fast.graph import Graph, WholeModel, whole_model
 from gradreg_fast.recorded import pays, recorded
+from gradreg_fast.rules.base import has_numbers
 from gradreg_fast.rules.registry import Value
 from gradreg_fast.signature import ONE_TENSOR, Signature, bind, substituted
 from gradreg_fast.snapshot import Snapshot
@@ -20,6 +23,7 @@ from gradreg_fast.tracing import Untraceable, trace, with_parameters
 from gradreg_fast.undo import undone_on_error
 
 MOST_GRAPHS = 16  # of one model: a graph for each form of call
+MOST_SIZES = 8  # of these, for inputs of one size each; for other sizes autograd runs the model
 
 _CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[Snapshot, dict[tuple, Graph]]] = weakref.WeakKeyDictionary()
 
@@ -73,6 +77,8 @@ class Converted:
         plainly = super().forward
         if not torch.is_grad_enabled() or _left_to_autograd():
             return plainly(*args, **kwargs)
+        if torch.compiler.is_dynamo_compiling():
+            return self._compiled(plainly, args, kwargs)
         if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
             signature, x, given = ONE_TENSOR, args[0] if _requires_gradient(args[0]) else None, ()
         else:
@@ -82,18 +88,39 @@ class Converted:
                 return _in_pieces(self, plainly, args, kwargs)
         if x is None or x.dim() == 0:
             return plainly(*args, **kwargs)
-        graph = graph_of(original_of(self), signature, hooks=False)
+        graph = graph_of(original_of(self), signature, False, (x, given))
         if graph.whole:
             graph.tensors(x, given)  # remembers the buffers
             return _in_pieces(self, plainly, args, kwargs)
         graph = with_casts(graph, x)
         if not (graph.has_rules and pays(graph, x)):
             return plainly(*args, **kwargs)
-        y = recorded(graph, x, graph.tensors(x, given))
+        tensors = graph.tensors(x, given)
+        if transformed((x, *tensors)):
+            return plainly(*args, **kwargs)
+        y = recorded(graph, x, tensors)
         return y if graph.structure is None else substituted(graph.structure, lambda value: y, Value)
+
+    def _compiled(self, plainly, args, kwargs):
+        """As Dynamo sees the forward: one step of its trace, or what it makes of the model itself."""
+        from gradreg_fast.traced import has_closed_form
+
+        signature, x, _ = bind(args, kwargs, _requires_gradient)
+        one = x is not None and x.dim() > 0 and not signature.shapes
+        if one and has_closed_form(id(self), signature.args, signature.kwargs, signature.given):
+            return _closed_form(self, *args, **kwargs)
+        return plainly(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: int) -> tuple:
         return convert, (original_of(self),)
+
+
+@compilable
+def _closed_form(model: Converted, *args, **kwargs) -> Tensor:
+    """The result of a converted model whose graph returns one tensor."""
+    signature, x, given = bind(args, kwargs, _requires_gradient)
+    graph = with_casts(graph_of(model, signature, hooks=False), x)
+    return recorded(graph, x, graph.tensors(x, given))
 
 
 @cache
@@ -118,13 +145,17 @@ def _requires_gradient(tensor: Tensor) -> bool:
     return tensor.requires_grad and tensor.is_floating_point()
 
 
-def graph_of(model: nn.Module, signature: Signature = ONE_TENSOR, hooks: bool = True) -> Graph:
+def graph_of(
+    model: nn.Module, signature: Signature = ONE_TENSOR, hooks: bool = True, examples: tuple | None = None
+) -> Graph:
     """The model's graph: made once for each form of call, remembered while the model lives, anew when it has changed.
 
     Args:
         model: the network.
         signature: how it is called.
         hooks: whether running the graph is to run the model's own hooks, too.
+        examples: the input and the list of the further arguments. Where the forward branches on sizes, there is a graph
+            for these; None: for all sizes or not at all.
     """
     model = original_of(model)
     reason = _left_to_autograd()
@@ -135,13 +166,25 @@ def graph_of(model: nn.Module, signature: Signature = ONE_TENSOR, hooks: bool = 
     known = _CACHE.get(model)
     if known is None or known[0].outdated():
         known = _CACHE[model] = (Snapshot(model), {})
-    graphs, key = known[1], (signature.key, hooks, regions())  # a forward may ask for the region
+    # a forward may ask for the region, and makes tensors of the default dtype
+    graphs, key = known[1], (signature.key, hooks, regions(), torch.get_default_dtype())
+    graph = _remembered(graphs, key, model, signature, hooks, None)
+    if graph.whole and graph.whole.for_all_sizes and examples is not None and has_numbers(examples[0]):
+        tensors = (examples[0], *examples[1])
+        sizes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+        if (*key, sizes) in graphs or sum(len(other) > len(key) for other in graphs) < MOST_SIZES:
+            return _remembered(graphs, (*key, sizes), model, signature, hooks, examples)
+    return graph
+
+
+def _remembered(graphs: dict, key: tuple, model: nn.Module, signature: Signature, hooks: bool, examples) -> Graph:
     graph = graphs.get(key)
     if graph is None:
         try:
-            graph = trace(model, signature, hooks)
+            graph = trace(model, signature, hooks, examples)
         except Untraceable as error:
             graph = whole(model, signature, str(error))
+            graph.whole.for_all_sizes = error.for_all_sizes
         if len(graphs) >= MOST_GRAPHS:
             graphs.pop(next(iter(graphs)), None)
         graphs[key] = graph

@@ -62,6 +62,7 @@ def linearize(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> tupl
     saved: list = [None] * len(graph.nodes)
     shapes: list = [None] * len(graph.nodes)
     values[0], shapes[0] = x, x.shape
+    tensors = list(tensors)
     for i, node in enumerate(graph.nodes):
         if node is None:
             continue
@@ -69,6 +70,8 @@ def linearize(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> tupl
         extras = [*(values[j] for j in node.extras), *select(node.updated, tensors)]
         values[i], saved[i] = node.rule.forward(inputs, select(node.slots, tensors), extras)
         shapes[i] = getattr(values[i], "shape", None)
+        if i in graph.computed:
+            tensors[graph.computed[i]] = values[i]
         for j in graph.released[i]:
             values[j] = None
     like = values[graph.seed].new_empty(0)
@@ -99,6 +102,11 @@ class Linearization:
         """Each node's parameters."""
         return [() if node is None else select(node.slots, self.tensors) for node in self.graph.nodes]
 
+    def flops(self, i: int) -> int:
+        """Operations of node i's products in one forward."""
+        node = self.graph.nodes[i]
+        return node.rule.flops(self.parameters[i], self.shapes[i], [self.shapes[j] for j in node.inputs])
+
     def pull(
         self,
         seeds: dict[int, Tensor],
@@ -120,12 +128,15 @@ class Linearization:
         Returns:
             The cotangent of `bottom` and what was kept, by node.
         """
-        cotangents, kept = dict(seeds), {}
+        cotangents, kept, pieces = dict(seeds), {}, set()
         for i in range(max(seeds), bottom, -1):
             node, u = self.graph.nodes[i], cotangents.pop(i, None)
-            if u is None or not node.inputs:
+            if u is None or not self.graph.dependent[i]:
                 continue
             rule, parameters = node.rule, self.parameters[i]
+            added = rule.makes_pieces and node.inputs[0] in pieces
+            if added and rule.pull_into(self.saved[i], u, cotangents[node.inputs[0]]):
+                continue
             pulled = rule.pull(self.saved[i], parameters, u)
             meeting = pulled if rule.meets_below else u
             if keep is not None and keep[i]:
@@ -134,6 +145,7 @@ class Linearization:
                 terms.add_second(i, rule.curvature(self.saved[i], parameters, meeting, tangents[i], terms.of(node)))
             for j, cotangent in zip(node.inputs, pulled, strict=True):
                 cotangents[j] = cotangents[j] + cotangent if j in cotangents else cotangent
+                (pieces.add if rule.makes_pieces else pieces.discard)(j)
         return cotangents.get(bottom), kept
 
     def push(
@@ -161,14 +173,15 @@ class Linearization:
         Returns:
             The tangent of `top` and what was kept, by node.
         """
-        tangents, kept = dict(seeds), {}
+        tangents, kept, dependent = dict(seeds), {}, self.graph.dependent
         last_meeting = max((i for i in cotangents or () if terms.needs.meeting[i]), default=0)
         for i in range(min(seeds) + 1, (last_meeting if top is None else top) + 1):
             node = self.graph.nodes[i]
-            if i in seeds or not node.inputs or any(j not in tangents for j in node.inputs):
+            if i in seeds or not dependent[i] or any(j not in tangents and dependent[j] for j in node.inputs):
                 continue
             rule, parameters = node.rule, self.parameters[i]
-            xdots = tuple(tangents[j] for j in node.inputs)
+            members = next(len(tangents[j]) for j in node.inputs if j in tangents)
+            xdots = tuple(tangents[j] if j in tangents else self.zeros(j, members) for j in node.inputs)
             if keep is not None and keep[i]:
                 kept[i] = xdots
             further = top is not None or i < last_meeting
@@ -201,19 +214,28 @@ class Linearization:
             The input's adjoint, or None where it is zero or nobody asked.
         """
         needed = terms.needs.adjoint
-        adjoints = dict(adjoints)
+        adjoints, pieces = dict(adjoints), set()
         for i in range(len(self.graph.nodes) - 1, 0, -1):
             node, d, second = self.graph.nodes[i], adjoints.pop(i, None), terms.second[i]
             terms.second[i] = None
-            if not node.inputs or not needed[i] or (d is None and second is None):
+            if not needed[i] or (d is None and second is None):
                 continue
             further = any(needed[j] for j in node.inputs)
+            if further and node.rule.makes_pieces and node.inputs[0] in pieces:
+                total = adjoints[node.inputs[0]].unsqueeze(0)
+                if node.rule.pull_into(self.saved[i], d.unsqueeze(0), total):
+                    continue
             below = node.rule.descend(self.saved[i], self.parameters[i], d, second, terms.of(node), further)
             self.saved[i] = None
             for j, adjoint in zip(node.inputs, below, strict=True) if further else ():
                 if adjoint is not None and needed[j]:
                     adjoints[j] = adjoints[j] + adjoint if j in adjoints else adjoint
+                    (pieces.add if node.rule.makes_pieces else pieces.discard)(j)
         return adjoints.get(0)
+
+    def zeros(self, value: int, members: int) -> Tensor:
+        """A stack of tangents of a value that does not depend on the input."""
+        return self.like.new_zeros(()).expand(members, *self.shapes[value])
 
 
 def select(slots: Sequence[int | None], tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:

@@ -146,7 +146,7 @@ def explain(
     model = original_of(model)
     bound, joint = bind_call(model, x, "x", output, model_args, model_kwargs or {})
     with everything_restored(model), torch.no_grad():
-        graph = with_casts(graph_of(model, bound.signature), joint)
+        graph = with_casts(graph_of(model, bound.signature, examples=(joint, bound.given)), joint)
         tensors = graph.tensors(joint, bound.given)
         network = kernel_for(graph, joint, tensors)
         compiled = network is not None and (penalty not in WHOLE_JACOBIAN or network.outputs(tensors) == 1)
@@ -161,12 +161,12 @@ def explain(
 def _row(linearization: Linearization, i: int, compiled: bool) -> Row:
     node = linearization.graph.nodes[i]
     opaque, kernel = isinstance(node.rule, Opaque), compiled or isinstance(node.rule, ConvBlock)
-    parameters, shape = linearization.parameters[i], linearization.shapes[i]
+    parameters = linearization.parameters[i]
     return Row(
         node.name,
         "autograd" if opaque else type(uncast(node.rule)).__name__,
         "autograd" if opaque else "kernel" if kernel else "PyTorch",
-        node.rule.flops(parameters, shape),
+        linearization.flops(i),
         _bytes(linearization.saved[i], parameters),
         node.rule.reason if opaque else "",
     )
@@ -175,11 +175,7 @@ def _row(linearization: Linearization, i: int, compiled: bool) -> Row:
 def _estimate(linearization: Linearization, penalty: str, compiled: bool) -> tuple[list[str], float, float]:
     """What is saved, and the products of our step and autograd's in those of one forward."""
     graph, savings = linearization.graph, []
-    forward = sum(
-        node.rule.flops(linearization.parameters[i], linearization.shapes[i])
-        for i, node in enumerate(graph.nodes)
-        if node and node.inputs
-    )
+    forward = sum(linearization.flops(i) for i, node in enumerate(graph.nodes) if node and node.inputs)
     if graph.whole:
         return [f"none: autograd runs the model ({graph.whole.reason}), its submodules are converted one by one"], 0, 0
     if compiled:

@@ -4,7 +4,8 @@ All are called ``penalty(model, x, ...)`` and return ``(y, penalty)``, so that t
 The penalty is the plain quantity of each sample, with no hidden weight or half, reduced over the batch by `reduction`:
 ``"mean"``, ``"sum"`` or ``"none"`` (shape ``[B]``). Where a sample has one output, it may be ``[B]`` or ``[B, 1]``.
 With the further argument ``save="recompute"`` those that are differentiated in closed form keep nothing for the
-backward pass and compute it again there (see `gradreg_fast.recompute`). Models with several inputs, keyword arguments
+backward pass and compute it again there (see `gradreg_fast.recompute`); with ``chunk_size=n`` also n samples at a time
+(see `gradreg_fast.chunks`). Models with several inputs, keyword arguments
 or several results: with ``model_args``, ``model_kwargs``, ``output`` and a tuple or dictionary for x (see
 `gradreg_fast.signature.callable_with`); of the results `output` selects the y that is returned.
 With ``J = dy/dx`` of one sample and ``g = J^T 1``:
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from gradreg_fast import ops
+from gradreg_fast.chunks import chunkable, reduced
 from gradreg_fast.compiling import compilable
 from gradreg_fast.engine import Linearization
 from gradreg_fast.recompute import recomputable
@@ -55,6 +57,7 @@ PENALTIES = (
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def double_backprop(
@@ -106,6 +109,7 @@ def double_backprop(
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def jacobian_frobenius(
@@ -140,6 +144,7 @@ def jacobian_frobenius(
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
@@ -162,6 +167,7 @@ def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[T
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def jacobian_softmax(
@@ -197,6 +203,7 @@ def jacobian_softmax(
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def spectral_projection(
@@ -227,6 +234,7 @@ def spectral_projection(
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def gradient_penalty(
@@ -253,7 +261,7 @@ def gradient_penalty(
     >>> (critic(fake).mean() - critic(real).mean() + 10 * penalty).backward()
     """
     check_reduction(reduction)
-    if not isinstance(centre, (int, float)) or not abs(centre) < float("inf"):
+    if not isinstance(centre, (int, float, torch.SymFloat)) or not abs(centre) < float("inf"):
         raise ValueError(f"centre must be a finite number, got {centre!r}")
     y, norms = _one_output_sqnorm(model, x)
     distance = safe_sqrt(norms) - centre
@@ -281,7 +289,7 @@ def interpolate(real: Tensor, fake: Tensor, generator: torch.Generator | None = 
     if real.shape != fake.shape:
         raise ValueError(f"fake must be shaped like real {tuple(real.shape)}, got {tuple(fake.shape)}")
     shape = (real.shape[0], *(1,) * (real.dim() - 1))
-    place = torch.rand(shape, dtype=real.dtype, device=real.device, generator=generator)
+    place = ops.random(torch.rand, shape, real, generator)
     return torch.lerp(real.detach(), fake.detach(), place)
 
 
@@ -317,13 +325,14 @@ def dragan(
     """
     ops.check_floating(x, "x")
     remember((), x.device if generator is None else None)
-    noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    noise = ops.random(torch.randn, x.shape, x, generator)
     spread = x.detach().std(correction=0) if x.numel() else 0.0
     points = x.detach() + scale * spread * noise
     return gradient_penalty(model, points, centre, reduction=reduction)
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
@@ -351,6 +360,7 @@ def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def r2(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
@@ -414,6 +424,7 @@ def r1_r2(
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def eikonal(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
@@ -496,6 +507,7 @@ def jacobian_spectral_norm(
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def gradient_matching(
@@ -597,13 +609,6 @@ def named(penalty: Callable | str) -> Callable:
 def safe_sqrt(norms: Tensor) -> Tensor:
     """Square root with derivative zero at zero, as PyTorch's norms have it (its value there is 1e-19, in float32)."""
     return norms.clamp_min(torch.finfo(norms.dtype).tiny).sqrt()
-
-
-def reduced(values: Tensor, reduction: str) -> Tensor:
-    """Values ``[B]`` reduced over the batch; the mean of no samples is zero."""
-    if reduction == "none":
-        return values
-    return values.mean() if reduction == "mean" and values.shape[0] else values.sum()
 
 
 def check_reduction(reduction: str) -> None:

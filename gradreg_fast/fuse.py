@@ -28,8 +28,7 @@ def pool_first(graph: Graph) -> Graph:
             continue
         (j,) = node.inputs
         below = nodes[j]
-        measured = any(j in other.extras for other in nodes if other)  # its size is read
-        if below is not None and isinstance(below.rule, ReLU) and read_by(graph, j, i) and not measured:
+        if below is not None and isinstance(below.rule, ReLU) and read_by(graph, j, i):
             nodes[j] = replace(node, inputs=below.inputs)
             nodes[i] = replace(below, inputs=(j,))
     return graph.rewritten(nodes)
@@ -50,5 +49,6 @@ def in_place(graph: Graph) -> Graph:
 
 
 def read_by(graph: Graph, value: int, reader: int) -> bool:
-    """Whether this node alone reads the value."""
-    return graph.consumers[value] == [reader] and value != graph.output
+    """Whether this node alone reads the value, or its size."""
+    read = any(value in node.extras for node in graph.nodes if node)
+    return graph.consumers[value] == [reader] and value != graph.output and not read

@@ -23,9 +23,9 @@ class Node:
     Attributes:
         name: as in the traced network, for reports and errors.
         rule: the operation.
-        inputs: numbers of the values that it is differentiated with respect to.
+        inputs: numbers of the values that it is differentiated with respect to; none where x has no influence.
         slots: its parameters' and buffers' places in `Graph.slots`; None for an absent one (no bias).
-        extras: numbers of the plain Python values (sizes) that it is called with.
+        extras: numbers of the plain values (sizes, masks) that it is called with, and of those whose size it reads.
         updated: slots of buffers that its forward changes, and no other sweep reads (running statistics).
     """
 
@@ -106,27 +106,43 @@ class Upstream:
 
 
 @dataclass(frozen=True)
+class Computed:
+    """A constant that sweep 1 computes from values (a mask, an index): no gradient flows through it.
+
+    Attributes:
+        index: the number of the plain value.
+    """
+
+    index: int
+
+    def __str__(self) -> str:
+        return "a constant"
+
+    def tensor(self, before: Sequence, given: Sequence[Tensor]) -> None:
+        """None: it is not known yet."""
+
+
+@dataclass(frozen=True)
 class Graph:
     """Values 0 (the network's input), 1, ... in order of computation.
 
     Attributes:
-        nodes: node i makes value i; node 0 is None. Nodes without inputs make plain Python values.
+        nodes: node i makes value i; node 0 is None. Nodes without inputs make plain values, or what depends on
+            parameters alone.
         slots: the parameters and buffers of all nodes, each once, the further arguments, and what is made of these.
         output: the value that the network returns.
         seed: the value whose cotangent is given: the output, or a head on top of it (loss, softmax).
         changing: the modules whose buffers a forward may change, beside the slots that nodes say they update.
-        low: the dtype of the autocast region that its nodes cast for; None if they do not.
         structure: what the model returns, with a `Value` in the place of the output; None for the output itself.
         low: the dtype of the autocast region that its nodes cast for; None if they do not.
         plans: the planner's memory.
     """
 
     nodes: tuple[Node | None, ...]
-    slots: tuple[Slot | Given | Upstream, ...]
+    slots: tuple[Slot | Given | Upstream | Computed, ...]
     output: int
     seed: int
     changing: tuple[weakref.ref[nn.Module], ...] = ()
-    low: torch.dtype | None = None
     structure: object = None
     low: torch.dtype | None = None
     plans: dict = field(default_factory=dict, compare=False, repr=False)
@@ -153,6 +169,19 @@ class Graph:
     def only_attributes(self) -> bool:
         """Whether all slots are parameters and buffers."""
         return all(type(slot) is Slot for slot in self.slots)
+
+    @cached_property
+    def dependent(self) -> list[bool]:
+        """For each value, whether it depends on the network's input."""
+        dependent = [True]
+        for node in self.nodes[1:]:
+            dependent.append(any(dependent[j] for j in node.inputs))
+        return dependent
+
+    @cached_property
+    def computed(self) -> dict[int, int]:
+        """The slots that sweep 1 fills, by value."""
+        return {slot.index: number for number, slot in enumerate(self.slots) if isinstance(slot, Computed)}
 
     @cached_property
     def whole(self) -> WholeModel | None:
@@ -249,7 +278,7 @@ class Graph:
             adjoint, meeting = [False] * len(self.nodes), [False] * len(self.nodes)
             adjoint[0] = x_wanted
             for i, node in enumerate(self.nodes):
-                if node and node.inputs:
+                if node:
                     own = any(slot is not None and wanted[slot] for slot in node.slots)
                     below = any(adjoint[j] for j in node.inputs)
                     adjoint[i] = own or below
@@ -272,7 +301,7 @@ class Needs:
 
 
 class PlainValue(Rule):
-    """A node that computes a plain Python value, such as a size, from values, parameters and other plain values."""
+    """A node that computes a plain value, such as a size or a mask, from values, parameters and other plain values."""
 
     def __init__(self, function) -> None:
         self.function = function
@@ -289,7 +318,12 @@ class WholeModel(Opaque):
         function: as an `Opaque` has it, with leaves for parameters.
         direct: called as ``direct(x, tensors)`` with the graph's tensors, the model's own parameters first.
         reason: why.
+
+    Attributes:
+        for_all_sizes: the model may have a graph for inputs of one size.
     """
+
+    for_all_sizes = False
 
     def __init__(self, function: Callable, direct: Callable, reason: str) -> None:
         super().__init__(function, reason)

@@ -55,11 +55,13 @@ LIBRARY_ROWS = 128  # as in csrc/cpu/mlp.cpp: the rows of a tile, of which each 
 GRAM_SAVINGS = 6e7  # operations; fewer do not pay for leaving the kernels
 
 
-# On CUDA devices, what is sure to fit into shared memory on all of them (csrc/cuda/mlp.h), and by compute capability
-# what the kernels take by themselves, as `python -m benchmarks.gpu.crossover` measures it; all that fits where it has
-# not been measured.
-WIDEST_ON_CUDA = {torch.float32: 128, torch.float64: 64, torch.float16: 128, torch.bfloat16: 128}
+# On CUDA devices, the widest network that the kernels take by themselves, by compute capability and dtype, as
+# `python -m benchmarks.gpu.crossover` measures it; elsewhere `WIDEST_BY_COUNT`: up to WIDEST_TOGETHER whole tiles of
+# rows go through two sweeps, beyond that each layer's product has its sweep's epilogue. How far that pays follows from
+# bytes and operations (csrc/cuda/layerwise.cuh): the library multiplies faster, and from some width that is worth more
+# than its passes cost.
 CROSSOVER_ON_CUDA: dict[tuple[int, int], dict[torch.dtype, int]] = {}
+WIDEST_BY_COUNT = {torch.float32: 160, torch.float64: 64, torch.float16: 224, torch.bfloat16: 224}
 MAX_DEPTH_ON_CUDA = 32
 
 
@@ -100,6 +102,17 @@ class Mlp:
         n, d = tensors[self.weights[0]].shape
         saved = planner.swept_flops(x.shape[0], n, d) - planner.gram_flops(x.shape[0], n, d)
         return self.low is None and current() == "auto" and saved > GRAM_SAVINGS
+
+    def stacks_units(self, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
+        """Whether ``||J||_F^2`` is one stack through the kernels: on CUDA, with no narrower layer, no closed form."""
+        hidden = [len(tensors[slot]) for slot in self.weights[:-1]]
+        return _on_cuda(x) and not self.loss and len(hidden) > 1 and self.outputs(tensors) <= min(hidden)
+
+    def units(self, x: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
+        """A unit cotangent for each output: ``[K, B, ...]``."""
+        shape = self.output_shape(x, tensors)
+        n = math.prod(shape[1:])
+        return torch.eye(n, dtype=x.dtype, device=x.device).view(n, 1, *shape[1:]).expand(n, *shape)
 
     def output_shape(self, x: Tensor, tensors: Sequence[Tensor | None]) -> torch.Size:
         """Of what the network returns."""
@@ -355,7 +368,7 @@ def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp
     for tensor in (x, *matrices):
         if tensor.dtype != x.dtype or not is_plain(tensor):
             return None
-    if _on_cuda(x) and (widest(matrices) > WIDEST_ON_CUDA[x.dtype] or len(matrices) > MAX_DEPTH_ON_CUDA):
+    if _on_cuda(x) and len(matrices) > MAX_DEPTH_ON_CUDA:
         return None
     if not insists(x.device) and not worthwhile(x, matrices, mlp.low or x.dtype):
         return None
@@ -370,7 +383,7 @@ def _on_cuda(x: Tensor) -> bool:
 def worthwhile(x: Tensor, matrices: Sequence[Tensor], dtype: torch.dtype) -> bool:
     """Whether the kernels are faster than the PyTorch lines, by the measured tables."""
     if _on_cuda(x):
-        measured = CROSSOVER_ON_CUDA.get(torch.cuda.get_device_capability(x.device), WIDEST_ON_CUDA)
+        measured = CROSSOVER_ON_CUDA.get(torch.cuda.get_device_capability(x.device), WIDEST_BY_COUNT)
         return widest(matrices) <= measured[dtype]
     if widest(matrices) <= CROSSOVER[dtype]:
         return True

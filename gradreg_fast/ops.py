@@ -2,12 +2,13 @@
 
 Both compute values in their forward (sweeps 1 and 2) and closed-form gradients in their backward (sweeps 3 and 4), so
 that a penalty on input gradients is an ordinary first-order operation. With the further argument ``save="recompute"``
-they keep nothing in between and sweep twice (see `gradreg_fast.recompute`).
+they keep nothing in between and sweep twice (see `gradreg_fast.recompute`), with ``chunk_size=n`` for n samples at a
+time (see `gradreg_fast.chunks`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from gradreg_fast import active, contraction, planner
 from gradreg_fast.autocast import with_casts, without_autocast
 from gradreg_fast.blocks import with_blocks
+from gradreg_fast.chunks import chunkable
 from gradreg_fast.compiling import compilable
 from gradreg_fast.context import (
     closed_form,
     differentiable,
     laid_out_like,
+    refuse_transforms,
     requested,
     restore,
     save,
@@ -35,7 +38,7 @@ from gradreg_fast.passes import with_passes
 from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.base import Rule, at_least_single, elements, per_sample
 from gradreg_fast.rules.opaque import Record, recording
-from gradreg_fast.signature import Bound, callable_with
+from gradreg_fast.signature import ONE_TENSOR, Bound, callable_with
 from gradreg_fast.wrappers import refuse_wrappers
 
 Cotangent = Tensor | Callable[[Linearization], Tensor] | None
@@ -43,6 +46,7 @@ Cotangent = Tensor | Callable[[Linearization], Tensor] | None
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with(gradient_like_x=True)
 def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -73,10 +77,12 @@ def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) 
     if cotangent is None:
         return _first(stacked_vjp(graph, tensors, x, None))
     check_floating(cotangent, "cotangent")
+    refuse_transforms([cotangent])
     return _first(stacked_vjp(graph, tensors, x, cotangent.unsqueeze(0)))
 
 
 @compilable
+@chunkable
 @recomputable
 @callable_with()
 def jacobian_sqnorm(
@@ -115,11 +121,13 @@ def prepare(model: nn.Module, x: Tensor, head: Rule | None = None, *targets: Ten
     check_floating(x, "x")
     if x.dim() == 0:
         raise ValueError("x must be a batch [B, ...], got a scalar")
-    network, *call = (model.model, model.signature) if isinstance(model, Bound) else (model,)
-    graph = graph_of(network, *call)
+    bound = model if isinstance(model, Bound) else Bound(model, ONE_TENSOR, [])
+    network = bound.model
+    graph = graph_of(network, bound.signature, examples=(x, bound.given))
     if graph.whole:
         refuse_wrappers(network)
-    tensors = graph.tensors(x, model.given if isinstance(model, Bound) else ())
+    tensors = graph.tensors(x, bound.given)
+    refuse_transforms((x, *tensors, *targets))
     if graph.structure is not None:
         got = type(graph.structure).__name__
         raise TypeError(f"model must return one tensor, or output= select one; got {got}")
@@ -166,6 +174,8 @@ def sqnorm(
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1 and not mlp.prefers_gram(x, tensors):
         return mlp.value_and_sqnorm(x, None, None, tensors)
+    if mlp is not None and cotangents is None and not one_output and mlp.stacks_units(x, tensors):
+        return mlp.value_and_sqnorm(x, mlp.units(x, tensors), None, tensors)
     if mlp is not None and isinstance(cotangents, RandomUnits):
         return mlp.value_and_sqnorm(
             x, cotangents.draw(mlp.output_shape(x, tensors), x.new_empty(0, dtype=mlp.low or x.dtype)), None, tensors
@@ -219,7 +229,13 @@ class RandomUnits:
 
     def draw(self, shape: torch.Size, like: Tensor) -> Tensor:
         """Cotangents of outputs of this shape, with the dtype and device of `like`."""
-        return unit(torch.randn(self.n, *shape, dtype=like.dtype, device=like.device, generator=self.generator))
+        return unit(random(torch.randn, (self.n, *shape), like, self.generator))
+
+
+def random(draw: Callable, shape: Sequence[int], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Numbers drawn by ``torch.rand`` or ``torch.randn``, with another tensor's dtype and device."""
+    chosen = {} if generator is None else {"generator": generator}  # even None would want sizes that are no symbols
+    return draw(shape, dtype=like.dtype, device=like.device, **chosen)
 
 
 class _ValueAndVjp(torch.autograd.Function):

@@ -1,11 +1,12 @@
 """Nodes whose sweeps are single passes over memory, by compiled kernels around the products of libraries.
 
-Only on CUDA devices: there PyTorch's lines start several kernels for what one pass can do. The graph with PyTorch's
-lines is their reference.
+PyTorch's lines take several passes, on CUDA devices each a kernel to start, for what one pass can do. The graph with
+them is the reference. On a CPU that serves normalisations; PyTorch's own activations are single passes there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -17,25 +18,40 @@ from gradreg_fast.mlp import kind_of
 from gradreg_fast.rules.activation import Activation
 from gradreg_fast.rules.activation_passes import ActivationPasses
 from gradreg_fast.rules.base import Rule
-from gradreg_fast.rules.norm import BatchNormTrain
-from gradreg_fast.rules.norm_passes import BatchNormPasses
+from gradreg_fast.rules.norm import BatchNormTrain, GroupNorm, LayerNorm, RootMeanSquareNorm
+from gradreg_fast.rules.norm_passes import BatchNormPasses, GroupNormPasses, LayerNormPasses, RootMeanSquarePasses
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPES = {
+    "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    "cpp": (torch.float32, torch.float64),
+}
+NORMALISATIONS: dict[type[Rule], Callable[[Rule], Rule]] = {
+    BatchNormTrain: lambda rule: BatchNormPasses(rule.eps, rule.momentum),
+    GroupNorm: lambda rule: GroupNormPasses(rule.groups, rule.eps),
+    LayerNorm: lambda rule: LayerNormPasses(rule.shape, rule.eps),
+    RootMeanSquareNorm: lambda rule: RootMeanSquarePasses(rule.shape, rule.eps),
+}
+ON_CPU = (BatchNormTrain,)
+"""Normalisations that the CPU's kernels know."""
 
 
 def with_passes(graph: Graph, x: Tensor) -> Graph:
     """The graph with passes where kernels serve this input, and the backend's choice allows it; remembered."""
-    if KERNELS.get(x.device.type) != "cuda" or x.dtype not in DTYPES or not available(x.device):
+    kernels = KERNELS.get(x.device.type)
+    if kernels is None or x.dtype not in DTYPES[kernels] or not available(x.device):
         return graph
-    if "passes" not in graph.plans:
-        nodes = tuple(node and replace(node, rule=_pass_for(node.rule)) for node in graph.nodes)
-        graph.plans["passes"] = replace(graph, nodes=nodes, plans={}, _with_head={}, _needs={})
-    return graph.plans["passes"]
+    if kernels == "cpp" and torch.is_autocast_enabled("cpu"):
+        return graph  # activations are in lower precision than x
+    key = "passes", kernels
+    if key not in graph.plans:
+        nodes = tuple(node and replace(node, rule=_pass_for(node.rule, kernels)) for node in graph.nodes)
+        graph.plans[key] = replace(graph, nodes=nodes, plans={}, _with_head={}, _needs={})
+    return graph.plans[key]
 
 
-def _pass_for(rule: Rule) -> Rule:
+def _pass_for(rule: Rule, kernels: str) -> Rule:
+    if kernels == "cpp":
+        return NORMALISATIONS[type(rule)](rule) if type(rule) in ON_CPU else rule
     if isinstance(rule, Activation) and (phi := kind_of(rule)) is not None:
         return ActivationPasses(rule, *phi)
-    if type(rule) is BatchNormTrain:
-        return BatchNormPasses(rule.eps, rule.momentum)
-    return rule
+    return NORMALISATIONS.get(type(rule), lambda rule: rule)(rule)

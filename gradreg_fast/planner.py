@@ -76,7 +76,7 @@ def candidates(linearization: Linearization, stack: int | None) -> list[Plan]:
     bottoms = [0] if first is None else [0, first]
     if stack is not None:
         return [_swept(linearization, graph.seed, bottom, graph.seed, stack) for bottom in bottoms]
-    opaque = any(node and isinstance(node.rule, Opaque) for node in graph.nodes)
+    opaque = any(node and node.inputs and isinstance(node.rule, Opaque) for node in graph.nodes)
     cuts = [graph.seed] if couples_samples(linearization) or opaque else graph.cuts
     tops = [graph.seed] if last is None else [graph.seed, last]
     plans = [
@@ -186,7 +186,7 @@ def _swept(linearization: Linearization, cut: int, bottom: int, top: int, rows: 
         node = graph.nodes[i]
         if node is None or not node.inputs:
             return 0
-        return node.rule.flops(linearization.parameters[i], shapes[i])
+        return node.rule.flops(linearization.parameters[i], shapes[i], [shapes[j] for j in node.inputs])
 
     flops = 3.0 * rows * sum(layer(i) for i in range(bottom + 1, top + 1) if i != cut or cut != graph.seed)
     if bottom:

@@ -32,7 +32,7 @@ from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import HALVES, kernel_for
 from gradreg_fast.planner import adjoints_are_cotangents
 from gradreg_fast.rules.attention import Attention
-from gradreg_fast.rules.base import elements, per_sample
+from gradreg_fast.rules.base import elements, has_numbers, per_sample
 from gradreg_fast.rules.cast import uncast
 from gradreg_fast.rules.conv import Conv
 from gradreg_fast.rules.conv_block import ConvBlock
@@ -73,7 +73,7 @@ def _saves_time(linearization: Linearization) -> bool:
             rule = uncast(node.rule)
             if isinstance(rule, WITHOUT_DOUBLE_BACKWARD):
                 return True
-            flops = rule.flops(linearization.parameters[i], linearization.shapes[i])
+            flops = linearization.flops(i)
             products += flops
             convolutions += flops if isinstance(rule, (Conv, ConvBlock)) else 0
             seconds += OPAQUE_SECONDS if isinstance(rule, Opaque) else NODE_SECONDS
@@ -95,11 +95,13 @@ def recorded(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Tenso
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and mlp.outputs(tensors) == 1 and x.dtype not in HALVES:
         y, _ = _OneOutput.apply(mlp, mlp.rows(x), *tensors)
-        products = 2 * len(x) * sum(tensors[slot].numel() for slot in mlp.weights)
-        graph.plans[_cost_key(x)] = products > LEAST_COMPILED
+        if has_numbers(x):
+            products = 2 * len(x) * sum(tensors[slot].numel() for slot in mlp.weights)
+            graph.plans[_cost_key(x)] = products > LEAST_COMPILED
         return mlp.returned(y)
     y, _ = _Value.apply(with_blocks(graph, x, tensors), wanted_now(tensors), x, *tensors)
-    graph.plans[_cost_key(x)] = y.grad_fn.saves_time
+    if has_numbers(x):
+        graph.plans[_cost_key(x)] = y.grad_fn.saves_time
     return y
 
 
@@ -112,7 +114,8 @@ class _Value(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         y, linearization = linearize(graph, x, tensors)
         link = x.new_empty(0)
-        ctx.wanted, ctx.handed, ctx.saves_time = wanted, {}, _saves_time(linearization)
+        ctx.wanted, ctx.handed = wanted, {}
+        ctx.saves_time = not has_numbers(x) or _saves_time(linearization)  # a tracer's sizes may be symbols
         save(ctx, (graph, wanted, x, *tensors), linearization, link)
         return laid_out_like(y, x), link
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,7 @@ NONE: tuple = ()
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.memory_format)
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Stands for a tensor among the arguments: number `index` of those differentiated, or of those given."""
 
     index: int
@@ -191,19 +191,19 @@ def bind(
     Raises:
         ValueError: if there are several to differentiate and they do not have the same batch, dtype and device.
     """
-    tensors: tuple[list[Tensor], list[Tensor]] = [], []
+    given: list[Tensor] = []
+    xs: list[Tensor] = []
 
     def place(leaf):
         if not isinstance(leaf, Tensor):
             return leaf
-        found = tensors[differentiated(leaf)]
+        found = xs if differentiated(leaf) else given
         known = [i for i, other in enumerate(found) if other is leaf]
         if not known:
             found.append(leaf)
-        return Place(known[0] if known else len(found) - 1, found is tensors[True])
+        return Place(known[0] if known else len(found) - 1, found is xs)
 
     args, kwargs = substituted(args, place, object), substituted(kwargs, place, object)
-    given, xs = tensors
     shapes = tuple(x.shape[1:] for x in xs) if len(xs) > 1 else ()
     return Signature(args, kwargs, output, shapes, len(given)), joined(xs), given
 
@@ -237,6 +237,8 @@ def select(result: object, output: object) -> object:
 
 def substituted(nested: object, function: Callable, kind: type = Place) -> object:
     """Nested tuples, lists and dictionaries with `function` applied to each leaf of a kind."""
+    if kind is not object and isinstance(nested, kind):
+        return function(nested)
     if isinstance(nested, dict):
         return type(nested)((key, substituted(member, function, kind)) for key, member in nested.items())
     if isinstance(nested, tuple) and hasattr(nested, "_fields"):

@@ -9,6 +9,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 _INTERNAL = set(vars(nn.Module())) - {"training"}
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _REWEIGHTING = (WeightNorm, SpectralNorm)
 
 
@@ -46,10 +47,20 @@ class Snapshot:
     def _facts(module: nn.Module) -> tuple:
         made = reweighted(module)
         plain = [(name, value) for name, value in module.__dict__.items() if name not in _INTERNAL and name not in made]
-        settings = [(name, value) for name, value in plain if _is_setting(value)]
         identities = [(name, _identity(value)) for name, value in plain if not _is_setting(value)]
         children = [*map(id, module._modules.values())]
-        return type(module), len(module.__dict__), children, _absent(module), _hooks(module), settings, identities
+        known = [*settings(module).items()]
+        return type(module), len(module.__dict__), children, _absent(module), _hooks(module), known, identities
+
+
+def settings(module: nn.Module) -> dict[str, object]:
+    """The module's attributes that are plain values: numbers, strings, tuples of these; its mode."""
+    made = reweighted(module)
+    return {
+        name: value
+        for name, value in module.__dict__.items()
+        if name not in _INTERNAL and name not in made and _is_setting(value)
+    }
 
 
 def _absent(module: nn.Module) -> list[str]:

@@ -1,4 +1,4 @@
-"""What Dynamo sees of a call: a model's identity and tensors; imported by it alone."""
+"""What Dynamo sees of a call: a model's identity, its settings and tensors; imported by it alone."""
 
 from __future__ import annotations
 
@@ -8,30 +8,61 @@ import weakref
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils._pytree import tree_map_only
 
 from gradreg_fast.compiling import FUNCTIONS
+from gradreg_fast.convert import graph_of
+from gradreg_fast.signature import Signature
+from gradreg_fast.snapshot import HOOKS, settings
 
 _models: weakref.WeakValueDictionary[int, nn.Module] = weakref.WeakValueDictionary()
 
 
-def call(name: str, model: nn.Module, *args, **kwargs) -> object:
-    """``FUNCTIONS[name](model, *args, **kwargs)``, traced."""
+def call(function: str, model: nn.Module, *args, **kwargs) -> object:
+    """``FUNCTIONS[function](model, *args, **kwargs)``, traced."""
     _register(id(model))
     for module in model.modules():
-        _ = module.training  # a guard: the graph depends on it
+        _guard(module)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return _call(name, id(model), tensors, args, kwargs)  # taking the identity is a guard, too
+    return _call(function, id(model), tensors, args, kwargs)  # taking the identity is a guard, too
+
+
+def _guard(module: nn.Module) -> None:
+    """Look at what the graph depends on: Dynamo traces anew where what it has looked at is different."""
+    for name, value in _settings(id(module)):
+        _ = getattr(module, name) == value
+    for kind in HOOKS:
+        _ = [*module.__dict__[kind]]  # by the attribute, `skip_nnmodule_hook_guards` would hide them
+
+
+@torch._dynamo.assume_constant_result
+def _settings(identity: int) -> tuple[tuple[str, object], ...]:
+    module = _module(identity)
+    return ("training", module.training), *settings(module).items()
 
 
 @torch._dynamo.assume_constant_result
 def _register(identity: int) -> None:
-    """Let `_call` find the model. Its identity alone is a constant to Dynamo of torch 2.11, a module is not."""
-    _models[identity] = ctypes.cast(identity, ctypes.py_object).value  # alive: it is being called
+    """Let `_call` find the model."""
+    _models[identity] = _module(identity)
+
+
+def _module(identity: int) -> nn.Module:
+    """One that is being traced, so alive. To Dynamo of torch 2.11 its identity is a constant, the module is not."""
+    return ctypes.cast(identity, ctypes.py_object).value
 
 
 @torch._dynamo.nonstrict_trace
-def _call(name: str, identity: int, tensors: dict[str, Tensor], args: tuple, kwargs: dict) -> object:
+def _call(function: str, identity: int, tensors: dict[str, Tensor], args: tuple, kwargs: dict) -> object:
     """The call, with the tracer's tensors in the place of the model's."""
     model = _models[identity]
+    args, kwargs = tree_map_only(torch.SymInt, int, (args, kwargs))  # numbers of projections: one graph for each
     with _reparametrize_module(model, tensors, tie_weights=True):
-        return FUNCTIONS[name](model, *args, **kwargs)
+        return FUNCTIONS[function](model, *args, **kwargs)
+
+
+@torch._dynamo.assume_constant_result
+def has_closed_form(identity: int, args: tuple, kwargs: dict, given: int) -> bool:
+    """Whether a converted model that is called like this has a graph that returns one tensor."""
+    graph = graph_of(_module(identity), Signature(args, kwargs, given=given), hooks=False)
+    return not graph.whole and graph.has_rules and graph.structure is None

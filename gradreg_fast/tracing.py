@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,11 +20,12 @@ from torch.utils import checkpoint
 
 from gradreg_fast.autocast import regions
 from gradreg_fast.fuse import fuse
-from gradreg_fast.graph import Given, Graph, Node, PlainValue, Reweighted, Slot, Upstream, slot_of
+from gradreg_fast.graph import Computed, Given, Graph, Node, PlainValue, Reweighted, Slot, Upstream, slot_of
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.rules.registry import (
     FUNCTIONS,
     Call,
+    Constant,
     Parameter,
     Plain,
     Several,
@@ -34,6 +35,7 @@ from gradreg_fast.rules.registry import (
     fill,
 )
 from gradreg_fast.signature import Signature
+from gradreg_fast.sizes import Made, Sizes
 from gradreg_fast.snapshot import has_hooks, reweighted
 from gradreg_fast.wrappers import wrapper_in
 
@@ -54,20 +56,32 @@ _IN_PLACE_OPERATORS = (
 _SEVERAL = {"chunk", "split", "tensor_split", "unbind", "hsplit", "vsplit", "dsplit", "topk", "sort", "aminmax"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _FRESH = {"new_empty", "new_zeros", "new_ones", "new_full", torch.empty_like, torch.zeros_like, torch.ones_like}
+_FRESH |= {torch.empty, torch.zeros, torch.ones, torch.full, torch.full_like}
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # what they return is new, too
 _SIZES = {"size", "dim", "numel", "ndimension", "shape", "ndim", "dtype", "device"}
 
 
 class Untraceable(Exception):
-    """The model cannot become a graph; says why."""
+    """The model cannot become a graph; says why.
+
+    Attributes:
+        for_all_sizes: there may be one for inputs of known sizes.
+    """
+
+    def __init__(self, reason: str, for_all_sizes: bool = False) -> None:
+        super().__init__(reason)
+        self.for_all_sizes = for_all_sizes
 
 
-def trace(model: nn.Module, signature: Signature, hooks: bool) -> Graph:
+def trace(model: nn.Module, signature: Signature, hooks: bool, examples: tuple | None = None) -> Graph:
     """The graph of a model as it is now.
 
     Args:
         model: the network; it and all random states are left as they were.
         signature: how it is called.
         hooks: whether the call runs the model's own hooks, or they are run elsewhere.
+        examples: the input and the list of the further arguments; the graph is for tensors of their sizes, which its
+            forward may then ask for. None: for all sizes.
 
     Raises:
         Untraceable: if there is none.
@@ -78,18 +92,22 @@ def trace(model: nn.Module, signature: Signature, hooks: bool) -> Graph:
     wrapper = wrapper_in(model)
     if wrapper:
         raise Untraceable(f"it has a {wrapper} in it, which must see its own forward")
+    if examples is not None and any(map(has_hooks, model.modules())):
+        raise Untraceable("it has hooks, and asks for sizes")
     with _converting, _everything_restored(model):
         try:
             root = _Root(model, signature, hooks)
-            tracer = _Tracer(root)
-            traced = tracer.trace(root)
+            tracer = _Tracer(root, examples)
+            with tracer.made:
+                traced = tracer.trace(root)
             if any(name.startswith("_tensor_constant") for name in vars(tracer.root)):
                 raise Untraceable("its forward makes tensors")
             return fuse(_Converter(root).convert(traced))
         except Untraceable:
             raise
         except Exception as error:  # whatever a user's forward does with symbols; autograd will show real errors
-            raise Untraceable(f"it cannot be traced ({type(error).__name__}: {error})") from error
+            reason = f"it cannot be traced ({type(error).__name__}: {error})"
+            raise Untraceable(reason, for_all_sizes=examples is None) from error
 
 
 def why_opaque(module: nn.Module) -> str | None:
@@ -166,6 +184,7 @@ class _Root(nn.Module):
         self.model = model
         self.signature = signature
         self.hooks = hooks
+        self.made: dict[str, Tensor] = {}
 
     def forward(self, differentiated, given):
         call = self.model if self.hooks or not has_hooks(self.model) else self.model.forward
@@ -186,14 +205,48 @@ for _operation in _IN_PLACE_OPERATORS:
     setattr(_Proxy, f"__{_operation.__name__}__", _recorded(_operation))
 
 
+class _SizedProxy(_Proxy):
+    """Knows the size of the value that it stands for."""
+
+    def __getattr__(self, name: str) -> fx.Proxy:
+        if name in ("T", "mT", "H", "mH"):  # an attribute of fx would not know its size
+            return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        return super().__getattr__(name)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.size()
+
+    @property
+    def ndim(self) -> int:
+        return self.dim()
+
+    def size(self, *dim, **keywords) -> torch.Size | int:
+        return self.tracer.stand_in(self.node).size(*dim, **keywords)
+
+    def dim(self) -> int:
+        return self.tracer.stand_in(self.node).dim()
+
+    def numel(self) -> int:
+        return self.tracer.stand_in(self.node).numel()
+
+    def __len__(self) -> int:
+        return len(self.tracer.stand_in(self.node))
+
+
 class _Tracer(fx.Tracer):
     """Stops at modules with a rule, at PyTorch's own and at those that must stay whole; sees one thread only."""
 
     proxy_buffer_attributes = True  # a forward that asks for a buffer's value cannot be traced
 
-    def __init__(self, root: _Root) -> None:
+    def __init__(self, root: _Root, examples: tuple | None = None) -> None:
         super().__init__()
         self.thread = threading.get_ident()
+        self.made = Made()
+        self.sizes = None
+        if examples is not None:
+            x, given = examples
+            self.sizes = Sizes((root.signature.split(x), list(given)))
         self.model = root.model
         self.hooks = root.hooks
         self.regions = regions()
@@ -202,11 +255,28 @@ class _Tracer(fx.Tracer):
         if regions() != self.regions:
             raise Untraceable("it switches autocast")
         frame = sys._getframe()
-        while frame is not None:
+        while frame.f_code is not trace.__code__:  # beyond, somebody else's checkpoint is around the call
             if frame.f_code.co_filename == checkpoint.__file__:
                 raise Untraceable("it uses torch.utils.checkpoint")
             frame = frame.f_back
         return super().create_node(*arguments, **keywords)
+
+    def stand_in(self, node: fx.Node) -> object:
+        """What has the size of a node's value."""
+        self.thread = None  # nothing is recorded meanwhile
+        try:
+            return self.sizes.of(node, self.root, self.root.made)
+        except AttributeError as error:  # which would send Python to the proxy's own attributes
+            raise TypeError(str(error)) from error
+        finally:
+            self.thread = threading.get_ident()
+
+    def create_arg(self, a: object) -> object:
+        if isinstance(a, Tensor) and a in self.made:
+            name = f"_made_{len(self.root.made)}"
+            self.root.made[name] = a.clone()
+            return self.create_node("get_attr", name, (), {})
+        return super().create_arg(a)
 
     def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> object:
         if threading.get_ident() != self.thread:
@@ -219,7 +289,7 @@ class _Tracer(fx.Tracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        return (_Proxy if self.sizes is None else _SizedProxy)(node, self)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         if module is self.model and not self.hooks and has_hooks(module):
@@ -238,7 +308,8 @@ class _Converter:
         self.root = root
         self.nodes: list[Node | None] = [None]
         self.slots: dict[tuple[int, str], int] = {}
-        self.slot_list: list[Slot | Given | Upstream] = []
+        self.computed: dict[Plain, Parameter] = {}
+        self.slot_list: list[Slot | Given | Upstream | Computed] = []
         self.changing: list[weakref.ref[nn.Module]] = []
         self.counters: set[int] = set()
         self.environment: dict[fx.Node, object] = {}
@@ -254,6 +325,8 @@ class _Converter:
                 output = _replace(node.args[0], self.environment)
             elif node.target is operator.getitem and not node.users:  # of a tuple unpacked into names
                 continue
+            elif node.target in self.root.made:
+                self.environment[node] = self.slot(Upstream(partial(_same, self.root.made[node.target]), ()))
             elif node.op == "get_attr":
                 self.environment[node] = self.parameter(node.target)
             else:
@@ -266,7 +339,10 @@ class _Converter:
             raise Untraceable("it changes a buffer in place that the layers read")
         structure = None if output is value else _ordinary(output)
         nodes, slots, changing = tuple(self.nodes), tuple(self.slot_list), tuple(self.changing)
-        return Graph(nodes, slots, value.index, value.index, changing, structure=structure)
+        graph = Graph(nodes, slots, value.index, value.index, changing, structure=structure)
+        if not graph.dependent[value.index]:
+            raise Untraceable("it must return one tensor that depends on its input")
+        return graph
 
     def differentiated(self) -> list[Value]:
         """The input, or its parts."""
@@ -279,7 +355,12 @@ class _Converter:
         """The further arguments."""
         return [self.slot(Given(i)) for i in range(self.root.signature.given)]
 
-    def slot(self, slot: Slot | Given | Upstream) -> Parameter:
+    def own(self, module: str, name: str, function: Callable | None = None) -> Parameter | None:
+        """A module's parameter or buffer, or what a function makes of it."""
+        found = self.parameter(f"{module}.{name}")
+        return found if function is None or found is None else self.slot(Upstream(function, (found.slot,)))
+
+    def slot(self, slot: Slot | Given | Upstream | Computed) -> Parameter:
         """A new slot."""
         self.slot_list.append(slot)
         return Parameter(len(self.slot_list) - 1)
@@ -304,6 +385,16 @@ class _Converter:
             self.slots[key] = self.slot(slot).slot
         return Parameter(self.slots[key])
 
+    def readings(self, arguments: tuple, keywords: dict) -> Iterator[tuple]:
+        """The arguments as they are, and with the plain values among them in the places of parameters."""
+        yield arguments, keywords
+        plains = list(dict.fromkeys(collect(Plain, (arguments, keywords))))
+        for plain in plains:
+            if plain not in self.computed:
+                self.computed[plain] = self.slot(Computed(plain.index))
+        if plains:
+            yield fill((arguments, keywords), self.computed)
+
     def call(self, node: fx.Node):
         arguments = _replace(node.args, self.environment)
         keywords = _replace(node.kwargs, self.environment)
@@ -327,11 +418,15 @@ class _Converter:
     def upstream(self, node: fx.Node, arguments, keywords) -> Value | Parameter | Plain:
         """A node that does not depend on the input's values."""
         parameters, plains = (list(dict.fromkeys(collect(kind, (arguments, keywords)))) for kind in (Parameter, Plain))
-        if node.op != "call_module" and not parameters:
+        mutates = self.mutates(node)
+        if node.op != "call_module" and (not parameters or (plains and all(map(self.is_constant, parameters)))):
+            if mutates and self.is_alias(node.args[0]):
+                raise Untraceable(f"{node.name} changes something in place")
             return self.plain(node, arguments, keywords)
-        if self.mutates(node):
+        fresh = mutates and self.is_fresh(node.args[0], node)
+        if mutates and (plains or not fresh):
             self.note_counter(node, arguments[0])
-        if plains:  # sizes are known on the way only: a node of the graph that ignores its input
+        if plains:  # they are known on the way only: a node of the graph, without inputs
             reason = "it does not depend on the input"
             if node.op == "call_module":
                 module = self.root.get_submodule(node.target)
@@ -341,9 +436,40 @@ class _Converter:
 
         def compute(*tensors):
             filled, filled_keywords = fill((arguments, keywords), dict(zip(parameters, tensors, strict=True)))
+            if fresh:
+                filled = (filled[0].clone(), *filled[1:])
             return function(*filled, **filled_keywords)
 
-        return self.slot(Upstream(compute, tuple(parameter.slot for parameter in parameters)))
+        result = self.slot(Upstream(compute, tuple(parameter.slot for parameter in parameters)))
+        if fresh:
+            self.environment[node.args[0]] = result
+        return result
+
+    def is_constant(self, parameter: Parameter) -> bool:
+        """Whether a tensor is a buffer, or made of buffers: nobody asks for its gradient."""
+        slot = self.slot_list[parameter.slot]
+        if isinstance(slot, Upstream):
+            return all(self.is_constant(Parameter(source)) for source in slot.sources)
+        return type(slot) is Slot and slot.attribute in slot.owner()._buffers and not slot.tensor().requires_grad
+
+    def is_alias(self, node: object) -> bool:
+        """Whether a plain value may share memory with a value: it was detached."""
+        while isinstance(node, fx.Node) and isinstance(self.environment.get(node), Plain):
+            if node.target in ("detach", torch.detach):
+                return True
+            node = next(iter(node.args), None)
+        return False
+
+    def is_fresh(self, changed: object, node: fx.Node) -> bool:
+        """Whether what a node changes in place was made for it: nobody has read more of it before than its size."""
+        if not isinstance(changed, fx.Node):
+            return False
+        if changed.op == "call_module":
+            new = type(self.root.get_submodule(changed.target)) in _PRODUCTS
+        else:
+            new = changed.target in _FRESH
+        before = [user for user in changed.users if self.position[user] < self.position[node]]
+        return new and all(map(self.is_size, before))
 
     def note_counter(self, node: fx.Node, changed: object) -> None:
         """A buffer that only what does not depend on the input may read, since that runs first (a count of batches)."""
@@ -387,13 +513,13 @@ class _Converter:
     def module(self, node: fx.Node, module: nn.Module, arguments, keywords) -> Value:
         kind, reason = rule_type(module), next(filter(None, map(why_opaque, module.modules())), None)
         if reason is None and kind is not None:
-            own = {"parameter": lambda name: self.parameter(f"{node.target}.{name}")}
-            call = _entered(entry_of(kind), (module, *arguments), {**keywords, **own})
-            if isinstance(call, Several):
-                return call
-            if not isinstance(call, str):
-                return self.emit(node, call)
-            reason = call
+            own = partial(self.own, node.target)
+            for given, named in self.readings(arguments, keywords):
+                call = _entered(entry_of(kind), (module, *given), {**named, "parameter": own})
+                if isinstance(call, str):
+                    reason = reason or call
+                elif _fits(call, (given, named), own=True):
+                    return call if isinstance(call, Several) else self.emit(node, call)
         return self.opaque_module(node, module, reason or "no rule", arguments, keywords)
 
     def opaque_module(self, node: fx.Node, module: nn.Module, reason: str, arguments, keywords) -> Value:
@@ -433,22 +559,23 @@ class _Converter:
                 )
             return y
 
-        return self.emit(node, Call(Opaque(run, reason), values or [Value(0)], parameters, plains))
+        return self.emit(node, Call(Opaque(run, reason), values, parameters, plains))
 
     def is_read_after(self, argument: fx.Node, node: fx.Node) -> bool:
         """Whether anybody reads the argument after this node."""
         return any(self.position[user] > self.position[node] for user in argument.users)
 
     def function(self, node: fx.Node, arguments, keywords) -> Value:
-        entry = FUNCTIONS.get(node.target)
-        reason = "no rule"
-        if entry is not None:
-            call = _entered(entry, arguments, keywords)
-            if isinstance(call, Several) and _fits(call.call, (arguments, keywords)):
-                return call
-            if isinstance(call, Call) and (_fits(call, (arguments, keywords)) or isinstance(arguments[0], Several)):
-                return self.emit(node, call)
-            reason = call if isinstance(call, str) else "its arguments have no rule"
+        entry, reason = FUNCTIONS.get(node.target), None
+        for given, named in self.readings(arguments, keywords) if entry else ():
+            call = _entered(entry, given, named)
+            if isinstance(call, Constant):
+                return self.plain(node, arguments, keywords)
+            if isinstance(call, str):
+                reason = reason or call
+            elif _fits(call, (given, named)) or (isinstance(call, Call) and any(isinstance(x, Several) for x in given)):
+                return call if isinstance(call, Several) else self.emit(node, call)
+        reason = reason or ("its arguments have no rule" if entry else "no rule")
         if any(True for _ in collect(Several, (arguments, keywords))):
             raise Untraceable(f"{node.name} takes several tensors at once, or what has no rule: {reason}")
         self.reject_tuple(node)
@@ -484,7 +611,8 @@ class _Converter:
     def replace_mutated(self, node: fx.Node, result: Value) -> None:
         """Whoever reads the changed tensor after this node reads the result; views of it must not be read again."""
         changed = node.args[0]
-        if not isinstance(changed, fx.Node) or not isinstance(self.environment[changed], Value):
+        value = self.environment[changed] if isinstance(changed, fx.Node) else None
+        if not isinstance(value, Value) and not (isinstance(value, Plain) and self.is_fresh(changed, node)):
             raise Untraceable(f"{node.name} changes something in place")
         base = changed
         while isinstance(base, fx.Node) and self.is_view(base):
@@ -501,7 +629,7 @@ class _Converter:
         if node.target in _FRESH:
             return False
         value = self.environment.get(node)
-        if isinstance(value, Several):
+        if isinstance(value, Several) or self.is_alias(node):
             return True
         if not isinstance(value, Value) or value.index == 0:
             return False
@@ -516,6 +644,10 @@ class _Converter:
             several |= user.target is getattr and user.args[1] in ("values", "indices")
         if several:
             raise Untraceable(f"{node.name} has no rule and may return several tensors")
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @cache
@@ -551,17 +683,18 @@ def _callable(node: fx.Node) -> Callable:
     return node.target
 
 
-def _fits(call: Call, arguments) -> bool:
-    """Whether the entry used every traced argument in the place where it belongs."""
-    calls = list(call.all_calls())
+def _fits(call: Call | Several, arguments, own: bool = False) -> bool:
+    """Whether the entry used every traced argument in the place where it belongs; a module's has its own, too."""
+    calls = list((call.call if isinstance(call, Several) else call).all_calls())
     inputs = [value for each in calls for value in each.inputs if not isinstance(value, Call)]
     parameters = [parameter for each in calls for parameter in (*each.parameters, *each.updated)]
+    extras = {extra for each in calls for extra in each.extras}
+    given = {*collect(Parameter, arguments)}
     return (
         all(isinstance(value, Value) for value in inputs)
         and all(parameter is None or isinstance(parameter, Parameter) for parameter in parameters)
-        and {*collect(Value, arguments)} == {*inputs}
-        and {*collect(Parameter, arguments)} == {*parameters} - {None}
-        and {*collect(Plain, arguments)} == {plain for each in calls for plain in each.extras}
+        and {*collect((Value, Plain), arguments)} == {*inputs} | extras
+        and (given <= {*parameters} if own else given == {*parameters} - {None})
     )
 
 

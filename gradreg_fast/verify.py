@@ -151,7 +151,7 @@ def evaluate(penalty: Callable, model: nn.Module, bound: Bound, x: Tensor, setti
     generator = torch.Generator().manual_seed(1)
     total = 0
     for value in values:
-        weights = torch.randn(value.shape, generator=generator, dtype=torch.float64).bfloat16()
+        weights = torch.randn(value.shape, generator=generator, dtype=torch.float64, device="cpu").bfloat16()
         total = total + (value * weights.to(value)).sum()
     found = [None] * len(sources)
     if total.requires_grad:

@@ -1,7 +1,5 @@
 """What all tests share: one thread, a fixed seed, deterministic examples, and the device: ``pytest --device cuda``."""
 
-from functools import partial
-
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -31,7 +29,6 @@ def pytest_configure(config):
     device = config.getoption("--device")
     if device != "cpu":
         torch.set_default_device(device)
-        torch.Generator = partial(torch.Generator, device=device)
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,7 @@ import gradreg_fast
 from gradreg_fast import active, functional, ops, planner
 from gradreg_fast.backend import library
 from gradreg_fast.engine import linearize
-from tests.csrc import agreement
-from tests.parity import assert_parity, evaluate, jacobian_sqnorm
+from tests.parity import assert_parity, evaluate, jacobian_sqnorm, new_generator
 
 pytestmark = pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}")
 
@@ -56,6 +55,7 @@ def assert_exact(model, x):
     assert_parity(model, gradreg_fast.jacobian_sqnorm, jacobian_sqnorm, x)
 
 
+@pytest.mark.each_processor
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @sizes
 def test_against_autograd(sizes, bias):
@@ -68,6 +68,7 @@ def test_both_ways_to_end_at_the_input():
         assert (plan.bottom != 0) == wide
 
 
+@pytest.mark.each_processor
 @sizes
 def test_float32_is_at_most_twice_as_far_off_as_eager(sizes):
     errors = {}
@@ -133,6 +134,7 @@ def test_only_what_is_asked_for_is_computed(monkeypatch):
     assert asked == [[False, False, True, False, False, False]]
 
 
+@pytest.mark.each_processor
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("shift", [-100.0, 100.0], ids=["dead", "all active"])
 @pytest.mark.parametrize("name", ["wide input", "narrow input"])
@@ -209,7 +211,7 @@ def test_the_same_bits_for_any_number_of_threads(dtype):
     try:
         for threads in (1, 2, 3, 3):
             torch.set_num_threads(threads)
-            hidden = [torch.rand(67, n, dtype=dtype, generator=torch.manual_seed(1)) - 0.5 for n in (130, 120)]
+            hidden = [torch.rand(67, n, dtype=dtype, generator=new_generator(1)) - 0.5 for n in (130, 120)]
             weights = [torch.eye(130, dtype=dtype), *(model[i].weight.detach() for i in (2, 4))]
             norms, cotangents = torch.ops.gradreg_fast.active_sqnorm(hidden, weights, True, True)
             gradients = torch.ops.gradreg_fast.active_sqnorm_gradients(
@@ -268,22 +270,6 @@ def arguments(gram=True, dtype=torch.float32):
     return [hidden, [bottom, torch.randn(6, 5, dtype=dtype), torch.randn(3, 6, dtype=dtype)], gram]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("gram", [True, False])
-def test_operations_are_registered_properly(gram, dtype):
-    checks = ("test_schema", "test_faketensor")
-    given = arguments(gram, dtype)
-    for keep in (True, False):
-        torch.library.opcheck(torch.ops.gradreg_fast.active_sqnorm.default, (*given, keep), test_utils=("test_schema",))
-    _, cotangents = torch.ops.gradreg_fast.active_sqnorm(*given, True)
-    with torch._subclasses.FakeTensorMode() as mode:
-        fake = [[mode.from_tensor(tensor) for tensor in tensors] for tensors in given[:2]]
-        norms, stacks = torch.ops.gradreg_fast.active_sqnorm(*fake, gram, True)
-    assert norms.shape == (4,) and [s.shape for s in stacks] == [s.shape for s in cotangents]
-    backward = (*given, cotangents, torch.randn(4, dtype=dtype), [1, 0, 1])
-    torch.library.opcheck(torch.ops.gradreg_fast.active_sqnorm_gradients.default, backward, test_utils=checks)
-
-
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -308,9 +294,3 @@ def test_wrong_arguments_are_named(change, message):
     given |= {"factor": torch.randn(4), "wanted": [1, 1, 1]}
     with pytest.raises(RuntimeError, match=message):
         torch.ops.gradreg_fast.active_sqnorm_gradients(**{**given, **change})
-
-
-@pytest.mark.parametrize("capability", ["baseline", "avx2"])
-def test_lesser_processors(capability):
-    """The comparisons with autograd again, in a process that is told to use fewer instructions."""
-    agreement.assert_passes_on(capability, [__file__], "autograd or eager or kind_of")

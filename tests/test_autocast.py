@@ -12,7 +12,7 @@ import gradreg_fast
 from gradreg_fast import autocast, functional, reference
 from gradreg_fast.convert import graph_of
 from gradreg_fast.rules.opaque import Opaque
-from tests.parity import evaluate, jacobian_sqnorm, value_and_vjp
+from tests.parity import evaluate, jacobian_sqnorm, new_generator, value_and_vjp
 
 EACH_BACKEND = pytest.mark.usefixtures("each_backend")
 SEEDS = 2
@@ -261,7 +261,7 @@ def test_penalties_that_draw(name):
     model, x = mlp(outputs), torch.randn(8, 16)
     results = []
     for of in (functional, reference):
-        generator = torch.Generator().manual_seed(1)
+        generator = new_generator(1)
         with region():
             y, penalty = getattr(of, name)(model, x, generator=generator, **settings)
         gradients = torch.autograd.grad(penalty, list(model.parameters()), materialize_grads=True)

@@ -188,6 +188,17 @@ def test_nvcc_is_looked_for(monkeypatch, tmp_path):
     assert build.find_nvcc() == str(tmp_path / "home" / "bin" / "nvcc")
 
 
+@pytest.mark.parametrize("version, advice", [("13.0", "pip install nvidia-cuda-nvcc=="), ("12.8", "toolkit 12.8")])
+def test_where_to_get_nvcc(monkeypatch, version, advice):
+    from gradreg_fast import build
+
+    monkeypatch.setattr("torch.version.cuda", version)
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr(build.shutil, "which", lambda *arguments, **keywords: None)
+    with pytest.raises(build.BuildError, match=f"no nvcc in .*{advice}"):
+        build.find_nvcc()
+
+
 def test_cuda_kernels_that_do_not_compile_leave_the_others(monkeypatch):
     from gradreg_fast import build
 

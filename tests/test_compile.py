@@ -128,6 +128,134 @@ def test_frozen_parameters():
     assert_same(numbers(compiled, model, x), numbers(lambda model, x: step(functional.r1, model, x), model, x))
 
 
+@pytest.fixture
+def autograd_traced():
+    """Dynamo follows ``torch.autograd.grad`` inside what it compiles."""
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        yield
+
+
+class Conditional(nn.Module):
+    """Without a second derivative in PyTorch: only the closed form can take this."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.label, self.outer = nn.Linear(5, 16), nn.Linear(3, 16), nn.Linear(16, 2)
+
+    def forward(self, x, label, scale=1.0):
+        return self.outer(nn.functional.hardsigmoid(self.inner(x) + self.label(label)) * scale)
+
+
+class Stateful(nn.Module):
+    """Cannot become a graph: its forward changes an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last = mlp(), None
+
+    def forward(self, x):
+        self.last = x.detach()
+        return self.layer(x)
+
+
+def conditional_call(model, x):
+    return model(x, label=torch.ones(x.shape[0], 3, dtype=x.dtype), scale=2.0)
+
+
+def user_lines(model, x, call=lambda model, x: model(x)):
+    y = call(model, x)
+    (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    return y.square().mean() + ((g.flatten(1).norm(dim=1) - 1) ** 2).mean()
+
+
+CONVERTED = {
+    "one output": (mlp, user_lines, rows),
+    "several outputs": (lambda: mlp(3), user_lines, rows),
+    "convolutions": (lambda: convolutional(True), user_lines, images),
+    "conditional": (lambda: Conditional().double(), lambda m, x: user_lines(m, x, conditional_call), rows),
+    "no penalty": (lambda: mlp(3), lambda model, x: model(x).square().mean(), rows),
+    "left to PyTorch": (lambda: Stateful().double(), user_lines, rows),
+}
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_converted(name, each_backend, autograd_traced):
+    """The user's own lines around a converted model, in one graph."""
+    make, step, inputs = CONVERTED[name]
+    model, x = gradreg_fast.convert(make()), inputs()
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    assert_same(numbers(compiled, model, x), numbers(step, twin, x))
+    if name == "left to PyTorch":
+        assert_same([model.last], [twin.last])
+
+
+@pytest.mark.parametrize("convert", [gradreg_fast.convert, lambda model: model], ids=["converted", "functional"])
+def test_compilations_are_few(convert, autograd_traced):
+    """One each for: static sizes, any size, a changing weight, a changing centre, the other mode, a single row."""
+    model = convert(nn.Sequential(nn.Linear(5, 4), nn.LeakyReLU(0.1), nn.Linear(4, 1)).double())
+    converted = hasattr(model, "_original")
+
+    def train(model, x, weight, centre):
+        if not converted:
+            y, penalty = functional.gradient_penalty(model, x, centre)
+            return y.mean() + weight * penalty
+        y = model(x)
+        (g,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return y.mean() + weight * ((g.norm(dim=1) - centre) ** 2).mean()
+
+    compiled = torch.compile(train, fullgraph=True, backend="aot_eager")
+    optimiser = torch.optim.SGD(model.parameters(), 0.1)
+    calls = [(B, 1.0, 1.0, True) for B in (7, 7, 8, 9, 30)]
+    calls += [(30, weight, 1.0, True) for weight in (0.5, 0.4, 0.3)]
+    calls += [(30, 1.0, centre, True) for centre in (0.5, 0.4, 0.3)]
+    calls += [(30, 1.0, 1.0, mode) for mode in (False, True, False)]
+    for B, weight, centre, mode in [*calls, (1, 1.0, 1.0, True)]:
+        x = rows(B).requires_grad_()
+        loss = compiled(model.train(mode), x, weight, centre)
+        torch.testing.assert_close(loss, train(model, x, weight, centre), rtol=1e-9, atol=1e-12)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
+
+
+def test_arguments_that_dynamo_keeps_symbolic():
+    critic, model = mlp(), mlp(3)
+
+    def penalties(x, n, scale):
+        exact = functional.jacobian_spectral_norm(model, x, n)[1]
+        estimate = functional.jacobian_frobenius(model, functional.interpolate(x, x + 1), n)[1]
+        return torch.stack([exact, estimate, functional.dragan(critic, x, scale)[1]])
+
+    compiled = torch.compile(penalties, fullgraph=True, backend="aot_eager", dynamic=True)
+    for B, n, scale in ((6, 1, 0.5), (7, 1, 0.4), (8, 2, 0.3)):
+        x, results = rows(B), []
+        for function in (compiled, penalties):
+            torch.manual_seed(3)
+            results.append(function(x, n, scale))
+        assert_same(*results)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+CHANGES = {
+    "slope": lambda model: setattr(model[1], "negative_slope", 0.9),
+    "hook": lambda model: model[0].register_forward_hook(lambda module, arguments, y: 2 * y),
+    "layer": lambda model: model.__setitem__(1, nn.Tanh()),
+    "parametrisation": lambda model: nn.utils.parametrizations.weight_norm(model[0]),
+    "weight": lambda model: setattr(model[0], "weight", nn.Parameter(2 * model[0].weight.detach())),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_later_changes_of_the_model_are_noticed(change):
+    model, x = mlp(1, lambda: nn.LeakyReLU(0.1)), rows()
+    compiled = torch.compile(lambda model, x: step(functional.r1, model, x), fullgraph=True, backend="aot_eager")
+    for _ in range(2):
+        assert_same(numbers(compiled, model, x), numbers(lambda model, x: step(functional.r1, model, x), model, x))
+        change(model)
+
+
 def test_inductor(each_backend):
     def train(model, x):
         y, penalty = functional.double_backprop(model, x, CLASSES)
@@ -138,3 +266,19 @@ def test_inductor(each_backend):
     mine = numbers(torch.compile(train, fullgraph=True), model, x)
     for a, b in zip(mine, numbers(train, model, x), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_reduced_overhead(autograd_traced):
+    """On CUDA devices as CUDA graphs, replayed from the third step on; PyTorch's own lines give wrong numbers here."""
+    model = gradreg_fast.convert(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3))
+    )
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(user_lines, fullgraph=True, mode="reduce-overhead")
+    for _ in range(4):
+        x = torch.randn(7, 3, 8, 8)
+        for mine, wanted in zip(numbers(compiled, model, x), numbers(user_lines, twin, x), strict=True):
+            torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            for parameter in (*model.parameters(), *twin.parameters()):
+                parameter -= 0.1 * parameter.sign()  # where they are: the graphs read the same memory

@@ -10,6 +10,7 @@ import numpy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize
 
 import gradreg_fast
@@ -429,3 +430,54 @@ def test_model_called_with_defaults():
             return torch.tanh(y) if shift is None else y + shift
 
     assert_primitives(Net(), torch.randn(X))
+
+
+class BySizes(nn.Module):
+    """A forward that branches on sizes, counts with them and makes tensors of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.3)
+        self.token, self.last = nn.Parameter(torch.randn(1, 1, 4)), nn.Linear(4, 2)
+
+    def forward(self, x):
+        if x.shape[-1] % 2:
+            x = functional.pad(x, (0, 1))
+        h = self.drop(self.norm(self.conv(x))).flatten(2).mT  # [B, pixels, 4]
+        h = h + torch.arange(h.shape[1]).unsqueeze(1) / 10
+        spread = h.reshape(min(4, len(h)), -1, *h.shape[1:]).var(0).mean().expand(len(h), 1, 4)
+        h = torch.cat([self.token.expand(h.size(0), -1, -1), h, spread], 1)
+        seen = torch.ones(h.shape[1], h.shape[1], dtype=torch.bool).tril()
+        h = (h @ h.mT).masked_fill(~seen, float("-inf")).softmax(-1) @ h
+        return self.last(torch.tanh(h.mean(1)))
+
+
+def test_a_forward_that_branches_on_sizes_has_a_graph_for_each():
+    model = BySizes()
+    assert graph_of(model).whole
+    for shape in ((4, 2, 3, 3), (2, 2, 3, 2)):
+        before = copy.deepcopy(model.state_dict())
+        graph = graph_of(model, examples=(torch.randn(shape), []))
+        assert not graph.whole and graph is graph_of(model, examples=(torch.randn(shape), []))
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert not any(hasattr(node.rule, "reason") for node in graph.nodes if node and node.inputs)
+        assert_primitives(model, torch.randn(shape))
+        assert_parity(
+            model, lambda model, x: value_and_vjp(gradreg_fast.convert(model), x), value_and_vjp, torch.randn(shape)
+        )
+    graphs = {graph_of(model, examples=(torch.randn(size, 2, 2, 2), [])) for size in range(2, 16)}
+    assert any(graph.whole for graph in graphs)  # not for every size that comes along
+
+
+def test_a_tensor_that_somebody_else_holds_is_no_constant():
+    outside = torch.ones(3)
+
+    class Net(nn.Module):
+        def forward(self, x):
+            return (x * outside + torch.tensor([1.0, 2.0, 3.0]) * torch.arange(3)).sin()
+
+    model, x = Net(), torch.randn(2, 3)
+    assert graph_of(model).whole
+    assert_parity(model, gradreg_fast.value_and_vjp, value_and_vjp, x)
+    outside.mul_(2)
+    assert_parity(model, gradreg_fast.value_and_vjp, value_and_vjp, x)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from gradreg_fast import functional as penalties
-from tests.parity import assert_parity, compare, evaluate, jacobian, recorded_gradient, squares
+from tests.parity import assert_parity, compare, evaluate, jacobian, new_generator, recorded_gradient, squares
 
 pytestmark = pytest.mark.usefixtures("float64", "each_backend")
 
@@ -85,7 +85,7 @@ def frobenius(model, x):
 
 def frobenius_estimate(n, seed, shape, probabilities=False):
     """Directions ``[n, B, ...]``: standard normal, each sample's normalised."""
-    v = torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed))
+    v = torch.randn(n, *shape, generator=new_generator(seed))
     v = v / v.flatten(2).norm(dim=2).view(n, shape[0], *(1,) * (len(shape) - 1))
 
     def quantity(model, x):
@@ -119,7 +119,7 @@ def entropy(model, x):
 
 
 def generator(seed=3):
-    return torch.Generator().manual_seed(seed)
+    return new_generator(seed)
 
 
 def assert_penalty(ours, formula, model, *tensors):

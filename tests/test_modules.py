@@ -11,7 +11,7 @@ from torch import nn
 import gradreg_fast
 from gradreg_fast import functional
 from gradreg_fast.modules import JacobianReg, Sine, WithPenalty
-from tests.parity import assert_parity, jacobian, recorded_gradient, squares
+from tests.parity import assert_parity, jacobian, new_generator, recorded_gradient, squares
 
 pytestmark = pytest.mark.usefixtures("float64", "each_backend")
 
@@ -118,11 +118,11 @@ def test_jacobian_reg_is_the_published_one(outputs):
         model, exact, lambda model, x: (lambda y, rows: (y, squares(rows).mean() / 2))(*jacobian(model, x)), x
     )
     for n in (1, 3):
-        v = torch.randn(n, 3, outputs, generator=torch.Generator().manual_seed(4))
+        v = torch.randn(n, 3, outputs, generator=new_generator(4))
         v = v / v.norm(dim=2, keepdim=True)
 
         def estimate(model, x, n=n):
-            return JacobianReg(n)(model, x, torch.Generator().manual_seed(4))
+            return JacobianReg(n)(model, x, new_generator(4))
 
         assert_parity(model, estimate, published_regulariser(n, v), x)
 

@@ -63,7 +63,7 @@ LAYERS = {
     "relu in place": lambda: nn.ReLU(inplace=True),
     "tanh": nn.Tanh,
     "softplus": nn.Softplus,
-    "without a rule": WithoutRule,
+    "without a rule": lambda: nn.Sequential(nn.Tanh(), WithoutRule()),  # bounded: twice, it would overflow
     "norm": lambda: nn.BatchNorm1d(WIDTH),
     "layer norm": lambda: nn.LayerNorm(WIDTH),
     "dropout": lambda: nn.Dropout(0.3),

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import gradreg_fast
 from gradreg_fast import functional
-from tests.parity import is_opaque
+from tests.parity import is_opaque, new_generator
 
 CALLERS = 4
 ROWS = 2053
@@ -26,7 +26,7 @@ def network(outputs):
 PENALTIES = {  # two in kernels, where there are any, and one never
     "critic": (1, functional.gradient_penalty),
     "several outputs": (3, lambda model, x: functional.gradient_matching(model, x, TARGET)),
-    "projections": (3, lambda model, x: functional.jacobian_frobenius(model, x, 2, torch.Generator().manual_seed(0))),
+    "projections": (3, lambda model, x: functional.jacobian_frobenius(model, x, 2, new_generator(0))),
 }
 
 

@@ -8,7 +8,7 @@ import gradreg_fast
 from gradreg_fast import planner
 from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import linearize
-from tests.parity import assert_parity, assert_primitives, jacobian, jacobian_sqnorm, squares
+from tests.parity import assert_parity, assert_primitives, jacobian, jacobian_sqnorm, new_generator, squares
 
 pytestmark = pytest.mark.usefixtures("float64", "pytorch_lines")
 
@@ -92,11 +92,11 @@ def test_every_plan_of_given_cotangents(outputs, monkeypatch):
         monkeypatch.setattr(planner, "plan", lambda linearization, stack, plan=plan: plan)
 
         def ours(model, x):
-            generator = torch.Generator().manual_seed(1)
+            generator = new_generator(1)
             return gradreg_fast.functional.jacobian_frobenius(model, x, 1, generator, "none")
 
         def reference(model, x):
-            v = torch.randn(1, 4, outputs, generator=torch.Generator().manual_seed(1))[0]
+            v = torch.randn(1, 4, outputs, generator=new_generator(1))[0]
             y = model(x)
             (g,) = torch.autograd.grad(y, x, v / v.norm(dim=1, keepdim=True), create_graph=True)
             return y, outputs * squares(g)
@@ -129,7 +129,7 @@ def test_chunks_of_projections(monkeypatch):
     model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6)), torch.randn(3, 4)
 
     def estimate(model, x):
-        return gradreg_fast.jacobian_sqnorm(model, x, 5, torch.Generator().manual_seed(0))
+        return gradreg_fast.jacobian_sqnorm(model, x, 5, new_generator(0))
 
     def chunked(model, x):
         with monkeypatch.context() as patch:

@@ -70,7 +70,10 @@ QUANTITIES = {
 
 
 @pytest.mark.parametrize("quantity", QUANTITIES)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.each_processor if "convolutional" in name else ()) for name in NETWORKS],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_error_is_at_most_twice_eagers(name, quantity, dtype):
     """Each value and gradient norm-wise, root mean square over seeds."""

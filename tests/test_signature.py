@@ -8,7 +8,7 @@ from torch import nn
 
 import gradreg_fast
 from gradreg_fast import convert, functional
-from tests.parity import assert_parity, compare, evaluate, flat, is_opaque, recorded_gradient
+from tests.parity import assert_parity, compare, evaluate, flat, is_opaque, new_generator, recorded_gradient
 
 pytestmark = pytest.mark.usefixtures("float64", "each_backend")
 
@@ -189,7 +189,7 @@ def test_every_penalty_takes_them(name, save):
             return self.model(x, True)
 
     def keywords():
-        once = {"generator": torch.Generator().manual_seed(3)}
+        once = {"generator": new_generator(3)}
         drawn = name in ("spectral_projection", "jacobian_frobenius", "jacobian_softmax", "jacobian_spectral_norm")
         recomputes = name not in ("jacobian_spectral_norm", "confidence_penalty")
         return {**NEEDS.get(name, {}), **(once if drawn else {}), **({"save": save} if recomputes else {})}

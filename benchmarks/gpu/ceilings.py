@@ -1,11 +1,14 @@
-"""``python -m benchmarks.gpu.ceilings``: what the device can do at most, and each pass's share of it.
+"""``python -m benchmarks.gpu.ceilings``: what the device can do at most, and each kernel's share of it.
 
-The two ceilings are the bandwidth of a copy and the rates of large products. A pass's share is the time that its bytes
-take at the copy's bandwidth, over its own time; beside it stands the time of the same rule in PyTorch lines.
+The ceilings are the bandwidth of a copy and the rates of large products. A kernel's share is the time that its bytes
+take at the copy's bandwidth, or its operations at the product's rate if that is longer, over its own time; beside it
+stands the time of the same sweep in PyTorch lines. What kernels move and compute is counted by `numbers_of` and
+`mlp_work`, as in the header comments of csrc/cuda/.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,14 +23,25 @@ from torch import Tensor, nn
 
 import gradreg_fast
 from gradreg_fast.convert import graph_of
+from gradreg_fast.mlp import HALVES, kernel_for
+from gradreg_fast.ops import prepare
 from gradreg_fast.passes import with_passes
-from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.base import NodeGradients
+from gradreg_fast.samples import dot_samples, scale_samples
 
 from . import timing
 
 PRODUCTS = {"bfloat16": (torch.bfloat16, False), "tf32": (torch.float32, True), "float32": (torch.float32, False)}
 PRODUCTS["float64"] = (torch.float64, False)
 ACTIVATIONS = {"ReLU": nn.ReLU, "Tanh": nn.Tanh, "Softplus": nn.Softplus, "SiLU": nn.SiLU, "GELU": nn.GELU}
+NORMS = {  # the module for images with so many channels, and whether a row's second reading is from cache
+    "BatchNorm": (nn.BatchNorm2d, False),
+    "GroupNorm": (lambda channels: nn.GroupNorm(8, channels), False),
+    "LayerNorm": (lambda channels: nn.LayerNorm([channels, 32, 32]), True),
+    "LayerNorm, rows of 1024": (lambda channels: nn.LayerNorm(1024), True),
+    "RMSNorm, rows of 1024": (lambda channels: nn.RMSNorm(1024), True),
+}
+WIDTHS = (16, 64, 128)
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -49,15 +63,28 @@ def main() -> None:
     for name, value in rates.items():
         print(f"product in {name}: {value / 1e12:.1f} TFLOP/s", flush=True)
     del x, y
-    rows = []
-    for name, dtype, sweep, count, calls in passes(1 << 12 if quick else 1 << 26, device):
-        times = {label: median(call) for label, call in calls.items()}
-        share = count / bandwidth / times["kernel"]
-        row = {"pass": name, "sweep": sweep, "dtype": str(dtype).removeprefix("torch."), "bytes": count}
-        rows.append(row | {f"{label}_seconds": value for label, value in times.items()} | {"share": share})
-        print(f"{name:12}{sweep:8}{row['dtype']:10}{times['kernel'] * 1e6:9.1f} us {share:7.1%}", flush=True)
+    rows = timing.collected(shares(bandwidth, rates, device, quick, median))
     ceilings = {"bytes_per_second": bandwidth, "operations_per_second": rates, "capability": capability(device)}
     draw(rows, timing.finish("ceilings", device, ceilings, rows, options.out))
+
+
+def shares(bandwidth: float, rates: dict[str, float], device: str, quick: bool, median: Callable) -> Iterator[dict]:
+    """Each kernel's bytes, operations, times and share of its bound."""
+    count = 1 << 14 if quick else 1 << 26
+    for name, dtype, sweep, moved, operations, calls in itertools.chain(
+        mlps(2 * WIDTHS[0] if quick else 1 << 17, device),
+        norms(count, device),
+        stacks(count, device),
+        activations(count, device),
+    ):
+        precision = str(dtype).removeprefix("torch.")
+        row = {"kernel": name, "sweep": sweep, "dtype": precision, "bytes": moved, "operations": operations}
+        row |= {f"{label}_seconds": median(calls[label]) if label in calls else None for label in ("kernels", "lines")}
+        row["share"] = max(moved / bandwidth, operations / rates[precision]) / row["kernels_seconds"]
+        print(
+            f"{name:24}{sweep:14}{precision:10}{row['kernels_seconds'] * 1e6:9.1f} us {row['share']:7.1%}", flush=True
+        )
+        yield row
 
 
 def rate(dtype: torch.dtype, tf32: bool, size: int, device: str, median: Callable) -> float:
@@ -75,51 +102,144 @@ def capability(device: str) -> list[int] | None:
     return list(torch.cuda.get_device_capability()) if device == "cuda" else None
 
 
-def passes(count: int, device: str) -> Iterator[tuple[str, torch.dtype, str, int, dict[str, Callable]]]:
-    """For every activation, dtype and sweep: the bytes that it must move, and calls that do it, kernels and lines."""
+Work = tuple[str, torch.dtype, str, int, float, dict[str, Callable]]
+"""Name, dtype, sweep, bytes, operations, and calls that do it: with kernels and in PyTorch lines."""
+
+
+def both(make: Callable[[], dict[str, Callable]]) -> Iterator[tuple[str, dict[str, Callable]]]:
+    """Each sweep's name, and its calls as `make` makes them with either backend."""
+    made = {}
+    for label, name in {"kernels": "auto", "lines": "torch"}.items():
+        with gradreg_fast.backend(name):
+            made[label] = make()
+    for sweep in made["kernels"]:
+        yield sweep, {label: calls[sweep] for label, calls in made.items()}
+
+
+def under(name: str, call: Callable) -> Callable:
+    """The call, with this backend: for what chooses when it runs."""
+
+    def chosen():
+        with gradreg_fast.backend(name):
+            return call()
+
+    return chosen
+
+
+def activations(count: int, device: str) -> Iterator[Work]:
+    """Every activation's sweeps over so many numbers."""
     for dtype in DTYPES:
         operands = [torch.randn(count, device=device).to(dtype) for _ in range(5)]
         for name, make in ACTIVATIONS.items():
-            curved = not rule_of(make(), operands[0], "torch").curvature_free
+            curved = not graph_of(make()).curvature_free
             numbers = {"forward": 2, "pull": 3, "meet": 5 if curved else 3, "adjoint": 4 if curved else 3}
+            for sweep, calls in both(lambda make=make, operands=operands: sweeps(make(), *operands)):
+                yield name, dtype, sweep, numbers[sweep] * operands[0].nbytes, 0, calls
+
+
+def norms(count: int, device: str) -> Iterator[Work]:
+    """Every normalisation's sweeps over so many numbers, images or rows."""
+    channels = 64 if count >= 1 << 20 else 8
+    for dtype in DTYPES:
+        operands = [torch.randn(count, device=device).to(dtype) for _ in range(5)]
+        for name, (make, cached) in NORMS.items():
+            shape = (-1, 1024) if "rows" in name else (-1, channels, 32, 32)
+            images = [operand.view(shape) for operand in operands]
+
+            def run(make=make, images=images, dtype=dtype):
+                return sweeps(make(channels).to(device, dtype), *images)
+
+            numbers = {"forward": 2 if cached else 3, **numbers_of(cached)}
+            for sweep, calls in both(run):
+                yield name, dtype, sweep, numbers[sweep] * operands[0].nbytes, 0, calls
+
+
+def numbers_of(cached: bool) -> dict[str, int]:
+    """Numbers an element that a normalisation's sweeps move (K = 1); sums read all operands first, or from cache."""
+    passes = {"pull": 3, "meet": 5, "adjoint": 4}
+    sums = {"pull": 2, "meet": 3, "adjoint": 2}
+    return {sweep: moved + (0 if cached else sums[sweep]) for sweep, moved in passes.items()}
+
+
+def stacks(count: int, device: str) -> Iterator[Work]:
+    """The passes over stacks of cotangents, K = 8."""
+    for dtype in DTYPES:
+        a, b = torch.randn(2, 8, max(count >> 15, 1), 1 << 9, device=device).to(dtype)
+        factor = torch.rand(a.shape[1], device=device)
+        work = {"norms": (1, partial(dot_samples, a, a)), "products": (2, partial(dot_samples, a, b))}
+        work |= {"scaling": (2, partial(scale_samples, a, factor)), "both": (3, partial(scale_samples, a, factor, b))}
+        for sweep, (numbers, call) in work.items():
+            calls = {"kernels": under("auto", call), "lines": under("torch", call)}
+            yield "stack of 8", dtype, sweep, numbers * a.nbytes, 0, calls
+
+
+def mlps(rows: int, device: str) -> Iterator[Work]:
+    """Fully connected networks of three layers, their two operations; where kernels serve them."""
+    for dtype in DTYPES:
+        for width in WIDTHS:
+            model = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh())
+            model = model.append(nn.Linear(width, width)).to(device, dtype)
+            x = torch.randn(rows, width, device=device).to(dtype)
+            graph, tensors = prepare(model, x)
+            mlp = kernel_for(graph, x, tensors)
+            if mlp is None or (device == "cpu" and dtype in HALVES):
+                continue
+            y, g, _, kept = mlp.forward_pull(x, None, None, tensors, 1, keep=True)
+            weights = [tensors[slot] for slot in mlp.weights]
+            wanted = [True, False, *(True for _ in tensors)]
+            back = x, None, None, kept, weights, 1, (y, g, None), wanted
             calls = {
-                "kernel": sweeps(rule_of(make(), operands[0], "auto"), *operands),
-                "lines": sweeps(rule_of(make(), operands[0], "torch"), *operands),
+                "forward, pull": partial(mlp.forward_pull, x, None, None, tensors, 1, keep=True),
+                "push, adjoint": partial(mlp.push_adjoint, *back),
             }
-            for sweep, moved in numbers.items():
-                yield name, dtype, sweep, moved * operands[0].nbytes, {key: call[sweep] for key, call in calls.items()}
+            for sweep, call in calls.items():
+                moved, operations = mlp_work(width, 3, rows, x.element_size(), sweep == "push, adjoint")
+                yield f"MLP {width} wide", dtype, sweep, moved, operations, {"kernels": call}
 
 
-def sweeps(rule: Rule, z: Tensor, u: Tensor, xdot: Tensor, d: Tensor, w: Tensor) -> dict[str, Callable]:
-    """The four sweeps of a rule, as calls without arguments; tensors are ``[n]``."""
-    saved = rule.forward((z,), (), ())[1]
+def mlp_work(width: int, depth: int, rows: int, size: int, backward: bool) -> tuple[int, float]:
+    """Bytes and operations of a network's sweep pair, K = 1, all layers equally wide; the weights' bytes left out.
+
+    Forward and pull read x, write y and g, and keep a state and a cotangent a layer; two products a layer. Push and
+    adjoint read these, x and both adjoints, write x's gradient and, for the weights' gradients, a tangent and an
+    adjoint a layer, all of which the sum over the batch reads again; four products a layer.
+    """
+    numbers = 3 + 2 * depth if not backward else (4 + 2 * depth) + 2 * depth + (2 + 4 * depth)
+    return numbers * rows * width * size, (8.0 if backward else 4.0) * depth * rows * width**2
+
+
+def sweeps(module: nn.Module, x: Tensor, u: Tensor, xdot: Tensor, d: Tensor, w: Tensor) -> dict[str, Callable]:
+    """The four sweeps of a module's rule with the backend in force, as calls without arguments."""
+    graph = with_passes(graph_of(module), x)
+    node, tensors = graph.nodes[1], graph.tensors(x)
+    parameters = [None if slot is None else tensors[slot] for slot in node.slots]
+    extras = [None if slot is None else tensors[slot] for slot in node.updated]
+    rule, saved = node.rule, node.rule.forward((x,), parameters, extras)[1]
     cotangent, tangent = u.unsqueeze(0), xdot.unsqueeze(0)
     meeting = (cotangent,) if rule.meets_below else cotangent
     second = None if rule.curvature_free else (w,)
+
+    def gradients():
+        return NodeGradients([None] * len(parameters), range(len(parameters)), [True] * len(parameters))
+
     return {
-        "forward": lambda: rule.forward((z,), (), ()),
-        "pull": lambda: rule.pull(saved, (), cotangent),
-        "meet": lambda: rule.meet(saved, (), meeting, (tangent,), None, True),
-        "adjoint": lambda: rule.adjoint(saved, (), d, second),
+        "forward": lambda: rule.forward((x,), parameters, extras),
+        "pull": lambda: rule.pull(saved, parameters, cotangent),
+        "meet": lambda: rule.meet(saved, parameters, meeting, (tangent,), gradients(), True),
+        "adjoint": lambda: rule.descend(saved, parameters, d, second, gradients(), True),
     }
 
 
-def rule_of(module: nn.Module, x: Tensor, name: str) -> Rule:
-    """The module's rule with this backend."""
-    with gradreg_fast.backend(name):
-        return with_passes(graph_of(module), x).nodes[1].rule
-
-
 def draw(rows: list[dict], path: Path) -> None:
-    """Each pass's share of the copy's bandwidth."""
-    labels = [f"{row['pass']} {row['sweep']}, {row['dtype']}" for row in rows]
+    """Each kernel's share of its bound."""
+    labels = [f"{row['kernel']}: {row['sweep']}, {row['dtype']}" for row in rows]
     figure, axes = plt.subplots(figsize=(9, 1 + 0.2 * len(rows)), layout="constrained")
     axes.barh(labels, [row["share"] for row in rows], color="#2a7f4f", label="kernels")
-    lines = [row["share"] * row["kernel_seconds"] / row["lines_seconds"] for row in rows]
+    lines = [row["share"] * row["kernels_seconds"] / (row["lines_seconds"] or float("nan")) for row in rows]
     axes.plot(lines, labels, "|", color="black", label="PyTorch lines")
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlabel("share of a copy's bandwidth")
+    axes.set_xlabel("share of the bound")
     axes.tick_params(axis="y", labelsize=6)
     axes.legend(frameon=False)
     figure.savefig(path.with_suffix(".png"), dpi=130)

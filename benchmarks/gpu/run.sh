@@ -72,7 +72,8 @@ measure() { # measure NAME SECONDS ARGUMENT...: of every case, with peers that n
 
 sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}"/bin/compute-sanitizer 2>/dev/null)
 sanitize() { # sanitize TOOL: the kernels' own tests, few of them, under compute-sanitizer
-    local few=(tests/csrc/test_elementwise.py tests/csrc/test_norm_passes.py tests/csrc/test_cuda_mlp_networks.py)
+    local few=(tests/csrc/test_elementwise.py tests/csrc/test_norm_passes.py tests/csrc/test_samples.py
+        tests/csrc/test_cuda_mlp_networks.py)
     few+=(-k "float32 or tanh or networks" -x)
     if [[ $device == cuda && -n $sanitizer ]]; then
         step "$1" 60 "$sanitizer" --tool "$1" --error-exitcode 86 "$python" -m pytest -q -p no:cacheprovider \
@@ -97,7 +98,8 @@ quick_peers=(gradreg_fast autograd autograd-batched torch.func cuda-graph jax pl
 step build 180 "$python" -m gradreg_fast info
 if [[ $device == cuda ]]; then
     tests parity-kernels 90 tests/csrc/test_cuda_mlp_networks.py tests/csrc/test_elementwise.py \
-        tests/csrc/test_norm_passes.py
+        tests/csrc/test_norm_passes.py tests/csrc/test_samples.py
+    tests device 60 tests/test_device.py
 else
     tests parity-kernels 90 tests/csrc/test_elementwise.py
 fi

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import signal
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,28 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes: only to see that it works")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for results and pictures (%(default)s)")
     return parser.parse_args()
+
+
+def collected(rows: Iterable[dict]) -> list[dict]:
+    """All rows, or those that were there when the process was told to end: a run that is cut off tells these."""
+    found: list[dict] = []
+    before = signal.signal(signal.SIGTERM, _cut_off)
+    try:
+        for row in rows:
+            found.append(row)
+    except _CutOff:
+        print("cut off", flush=True)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return found
+
+
+class _CutOff(BaseException):
+    pass
+
+
+def _cut_off(*_: object) -> None:
+    raise _CutOff
 
 
 def seconds(call: Callable[[], Any], device: str, quick: bool = False) -> list[float]:

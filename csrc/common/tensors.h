@@ -61,6 +61,14 @@ inline void check_shape(const std::optional<torch::stable::Tensor>& tensor, std:
     if (tensor) check_shape(*tensor, shape, type, name, device);
 }
 
+// Raises unless the tensor's numbers fill one piece of memory, in whatever order.
+inline void check_without_gaps(const torch::stable::Tensor& tensor, const char* name) {
+    int64_t span = 1;
+    for (int64_t dimension = 0; dimension < tensor.dim(); ++dimension)
+        span += (tensor.size(dimension) - 1) * tensor.stride(dimension);
+    STD_TORCH_CHECK(tensor.numel() == 0 || span == tensor.numel(), name, " must have no gaps");
+}
+
 // Uninitialised memory, aligned to lines of the cache.
 class Scratch {
   public:

@@ -15,7 +15,11 @@
 namespace gradreg_fast::cuda {
 
 // `narrow<S>(value)`: a wide number as it is stored. `to_tf32`: rounded to what such products read. `mma_...`: d += a b
-// over a warp, in PTX's layouts.
+// over a warp, in PTX's layouts. `load_matrices`: four fragments of 8 rows of 16 bytes, whose addresses lanes 8 i to 8
+// i
+// + 7 give, each as it lies or, of 16-bit numbers, transposed. `copy_async`: bytes to shared memory that are on their
+// way, zeros from null; they are there when `wait_for_copies` has returned in the thread that copies, for all but the
+// last so many groups that it closed.
 template <class S>
 __device__ __forceinline__ S narrow(Wide<S> value) {
     return value;
@@ -56,6 +60,43 @@ __device__ __forceinline__ float to_tf32(float value) {
     return __uint_as_float(word);
 }
 
+__device__ __forceinline__ uint32_t to_tf32(uint32_t word) {
+    return __float_as_uint(to_tf32(__uint_as_float(word)));
+}
+
+template <bool transposed>
+__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row) {
+    const uint32_t from = uint32_t(__cvta_generic_to_shared(row));
+    if constexpr (transposed)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "r"(from)
+                     : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                     : "r"(from)
+                     : "memory");
+}
+
+template <int bytes>
+__device__ __forceinline__ void copy_async(void* to, const void* from) {
+    const uint32_t place = uint32_t(__cvta_generic_to_shared(to));
+    const int there = from ? bytes : 0;
+    if constexpr (bytes == 16)  // past the first-level cache
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(there) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from), "n"(bytes), "r"(there)
+                     : "memory");
+}
+__device__ __forceinline__ void close_copies() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int still_open>
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(still_open) : "memory");
+}
+
 #define GRADREG_FAST_MMA(name, instruction)                                                                    \
     __device__ __forceinline__ void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {      \
         asm("mma.sync.aligned." instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
@@ -86,6 +127,24 @@ GRADREG_FAST_INLINE Float16::operator float() const {
 
 inline float to_tf32(float value) {
     return cuda_on_cpu::bits<float>(cuda_on_cpu::to_tf32(value));
+}
+inline uint32_t to_tf32(uint32_t word) {
+    return cuda_on_cpu::to_tf32(cuda_on_cpu::bits<float>(word));
+}
+template <bool transposed>
+inline void load_matrices(uint32_t (&to)[4], const void* row) {
+    cuda_on_cpu::load_matrices<transposed>(to, row);
+}
+template <int bytes>
+inline void copy_async(void* to, const void* from) {
+    cuda_on_cpu::copy_async(to, from, bytes);
+}
+inline void close_copies() {
+    cuda_on_cpu::close_copies();
+}
+template <int still_open>
+inline void wait_for_copies() {
+    cuda_on_cpu::wait_for_copies(still_open);
 }
 inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     cuda_on_cpu::mma_tf32(d, a, b, d);

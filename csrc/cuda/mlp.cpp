@@ -1,6 +1,5 @@
-// The MLP operations on CUDA devices: checks, memory and launches around the kernels of mlp.cuh.
-
-#include "cuda/mlp.h"
+// The MLP operations on CUDA devices: checks, memory and launches around the kernels of mlp.cuh and, of wide networks,
+// layerwise.cuh.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -11,6 +10,7 @@
 #include <vector>
 
 #include "common/mlp_arguments.h"
+#include "cuda/layerwise.h"
 #include "cuda/tensors.h"
 
 namespace gradreg_fast::cuda {
@@ -78,6 +78,10 @@ void with_arithmetic(ScalarType type, bool tf32, Function&& function) {
     }
 }
 
+Tensor new_bytes(const Tensor& like, int64_t count) {
+    return torch::stable::new_empty(like, {count}, ScalarType::Byte);
+}
+
 void check_plan(bool fits) {
     STD_TORCH_CHECK(fits, "the network's layers are too wide for this device's shared memory");
 }
@@ -107,8 +111,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional c
         p.y = mutable_data<S>(y);
         p.g = mutable_data<S>(g);
         p.norms = mutable_data<Wide<S>>(norms);
+        using Arithmetic = std::remove_pointer_t<decltype(name)>;
+        const Device machine = current_device();
+        if (is_layerwise(p)) {
+            LayerwiseMemory<S> also;
+            const int64_t layers = place_layers(p, also, keep, nullptr) / int64_t(sizeof(S));
+            kept = torch::stable::new_empty(x, {keep ? layers : 0});
+            const Tensor own = torch::stable::new_empty(x, {keep ? 0 : layers});
+            place_layers(p, also, keep, mutable_data<char>(keep ? *kept : own));
+            S* top;
+            Wide<S>* scratch;
+            const Tensor workspace = new_bytes(x, place_top(p, nullptr, top, scratch));
+            if (rows)
+                launch_layerwise_forward_pull<Arithmetic>(p, also, mutable_data<char>(workspace), machine,
+                                                          device.stream());
+            return;
+        }
         Plan plan;
-        check_plan(plan_tiles(p, false, current_device(), plan));
+        check_plan(plan_tiles(p, false, machine, plan));
         kept = torch::stable::new_empty(x, {keep ? kept_size(p) : 0});
         Optional states;  // a stream's memory is not used again before its kernels are done
         if (keep) {
@@ -117,7 +137,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional c
             states = torch::stable::new_empty(x, {states_size(p, plan)});
             place_states(p, plan, mutable_data<S>(*states));
         }
-        using Arithmetic = std::remove_pointer_t<decltype(name)>;
         if (rows) launch_forward_pull<Arithmetic>(p, plan, device.stream());
     });
     return {y, g, norms, *kept};
@@ -138,8 +157,15 @@ std::vector<Tensor> mlp_push_adjoint(Tensor x, Optional cotangent, Optional targ
         using S = decltype(number);
         PushAdjoint<S> p{};
         describe(network, x, cotangent, goal, stack, unit_seed, p);
-        STD_TORCH_CHECK(kept.numel() == kept_size(p), "kept is not what mlp_forward_pull returned for these tensors");
-        place_kept(p, const_cast<S*>(data<S>(kept)));
+        LayerwiseMemory<S> also;
+        const bool layerwise = is_layerwise(p);
+        const int64_t size = layerwise ? place_layers(p, also, true, nullptr) / int64_t(sizeof(S)) : kept_size(p);
+        STD_TORCH_CHECK(kept.numel() == size, "kept is not what mlp_forward_pull returned for these tensors");
+        S* const memory = const_cast<S*>(data<S>(kept));
+        if (layerwise)
+            place_layers(p, also, true, reinterpret_cast<char*>(memory));
+        else
+            place_kept(p, memory);
         p.ybar = data<S>(ybar);
         p.gbar = data<S>(gbar);
         p.norm_weights = data<Wide<S>>(norm_weights);
@@ -155,12 +181,21 @@ std::vector<Tensor> mlp_push_adjoint(Tensor x, Optional cotangent, Optional targ
             layer.weight_gradient = result(wanted[2 + 2 * l], {layer.outputs, layer.inputs});
             layer.bias_gradient = result(wanted[3 + 2 * l], {layer.outputs});
         }
-        Plan plan;
-        check_plan(plan_push_adjoint(p, gbar.has_value(), current_device(), plan));
-        const int64_t bytes = place_workspace(p, nullptr);
-        Tensor workspace = torch::stable::new_empty(x, {bytes}, ScalarType::Byte);
-        place_workspace(p, mutable_data<char>(workspace));
         using Arithmetic = std::remove_pointer_t<decltype(name)>;
+        const Device machine = current_device();
+        if (layerwise) {
+            int tile;
+            plan_layerwise(p, gbar.has_value(), machine, tile);
+            LayerwiseWorkspace<S> space;
+            const Tensor workspace = new_bytes(x, place_layerwise(p, nullptr, space));
+            launch_layerwise_push_adjoint<Arithmetic>(p, also, mutable_data<char>(workspace), tile, machine,
+                                                      device.stream());
+            return;
+        }
+        Plan plan;
+        check_plan(plan_push_adjoint(p, gbar.has_value(), machine, plan));
+        const Tensor workspace = new_bytes(x, place_workspace(p, nullptr));
+        place_workspace(p, mutable_data<char>(workspace));
         launch_push_adjoint<Arithmetic>(p, plan, device.stream());
     });
     return results;

@@ -86,9 +86,11 @@ struct PushAdjoint : Network<S> {
 
 struct Device {
     int multiprocessors;
-    int shared_bytes;  // that a block can have, and that a multiprocessor has but for 1 KB a block
+    int shared_bytes;   // that a block can have, and that a multiprocessor has but for 1 KB a block
+    int tile_rows = 0;  // to measure with; 0: as many as plan_tiles chooses
 };
 
+// With tile_rows of $GRADREG_FAST_TILE_ROWS.
 Device current_device();
 
 // How a kernel is launched.
@@ -158,7 +160,7 @@ bool plan_tiles(Network<S>& network, bool spare, const Device& device, Plan& pla
     for (const bool resident : {true, false})
         for (const int rows : tile_sizes) {
             const bool idle = ceiling(network.rows, rows) < device.multiprocessors;
-            if (idle && rows != tile_sizes[2]) continue;
+            if (device.tile_rows ? rows != device.tile_rows : idle && rows != tile_sizes[2]) continue;
             const int64_t operand = size * (resident ? all : largest);
             const int64_t result = operand + int64_t(size) * rows * leading(network.widest, size);
             const int64_t last = result + int64_t(wide) * rows * result_leading<S>(network.widest);
@@ -210,9 +212,10 @@ GRADREG_FAST_INLINE int64_t gradient_lines_of(const PushAdjoint<S>& p, int l) {
     return p.rows * (p.stack + (l <= p.highest ? 1 : 0));
 }
 
-// Which layers the sweeps pass, from the pointers that say what is given and wanted. `kept` must have been placed.
+// Which layers the sweeps pass, from the pointers that say what is given and wanted, and where gradients lie in a
+// slice.
 template <class S>
-bool plan_push_adjoint(PushAdjoint<S>& p, bool given_g, const Device& device, Plan& plan) {
+void plan_sweeps(PushAdjoint<S>& p, bool given_g) {
     const bool bent = given_g && p.target.loss != Loss::None;
     if (!given_g) p.stack = 0;
     p.proportional = p.unit_seed && given_g;
@@ -231,19 +234,34 @@ bool plan_push_adjoint(PushAdjoint<S>& p, bool given_g, const Device& device, Pl
         if (p.layers[l].weight_gradient) p.push_depth = std::max(p.push_depth, l);
     }
     if (!given_g) p.push_depth = 0;
-    int items = 0;
-    int64_t lines = 1;
     p.slice_size = 0;
     for (int l = 0; l < p.depth; ++l) {
         Layer<S>& layer = p.layers[l];
-        items += gradient_tiles(layer);
-        if (gradient_tiles(layer)) lines = std::max(lines, gradient_lines_of(p, l));
         layer.gradient_place = p.slice_size;
         p.slice_size += int64_t(layer.outputs) * (layer.inputs + 1);
     }
+}
+
+// The most lines that a layer's gradient sums over.
+template <class S>
+int64_t most_gradient_lines(const PushAdjoint<S>& p) {
+    int64_t lines = 1;
+    for (int l = 0; l < p.depth; ++l)
+        if (gradient_tiles(p.layers[l])) lines = std::max(lines, gradient_lines_of(p, l));
+    return lines;
+}
+
+// `kept` must have been placed.
+template <class S>
+bool plan_push_adjoint(PushAdjoint<S>& p, bool given_g, const Device& device, Plan& plan) {
+    plan_sweeps(p, given_g);
+    int items = 0;
+    for (int l = 0; l < p.depth; ++l)
+        items += gradient_tiles(p.layers[l]);
     p.slices = int(std::max<int64_t>(
-        std::min(ceiling(lines, least_slice), ceiling(2 * device.multiprocessors, std::max(items, 1))), 1));
-    return plan_tiles(p, bent, device, plan);
+        std::min(ceiling(most_gradient_lines(p), least_slice), ceiling(2 * device.multiprocessors, std::max(items, 1))),
+        1));
+    return plan_tiles(p, given_g && p.target.loss != Loss::None, device, plan);
 }
 
 // Hands out the backward operation's workspace: each layer's tangents, adjoints and second-order terms, and the slices'

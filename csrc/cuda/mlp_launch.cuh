@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "cuda/layerwise.cuh"
 #include "cuda/mlp.cuh"
 #include "cuda/start.cuh"
 
@@ -25,6 +26,18 @@ void launch_forward_pull(const ForwardPull<S>& p, const Plan& plan, void* stream
 template <class Arithmetic, class S>
 void launch_push_adjoint(const PushAdjoint<S>& p, const Plan& plan, void* stream) {
     run_push_adjoint<Arithmetic>(p, plan, Launcher{stream});
+}
+
+template <class Arithmetic, class S>
+void launch_layerwise_forward_pull(const ForwardPull<S>& p, const LayerwiseMemory<S>& also, char* workspace,
+                                   const Device& device, void* stream) {
+    Layerwise<Arithmetic, Launcher>(device, {stream}).forward_pull(p, also, workspace);
+}
+
+template <class Arithmetic, class S>
+void launch_layerwise_push_adjoint(const PushAdjoint<S>& p, const LayerwiseMemory<S>& also, char* workspace, int size,
+                                   const Device& device, void* stream) {
+    Layerwise<Arithmetic, Launcher>(device, {stream}).push_adjoint(p, also, workspace, size);
 }
 
 }  // namespace gradreg_fast::cuda

@@ -1,4 +1,4 @@
-// The operations on batch normalisation: checks and memory around the kernels of norm.cuh.
+// The operations on normalisations whose channels share statistics: checks and memory around the kernels of norm.cuh.
 
 #include "cuda/norm.h"
 
@@ -7,7 +7,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
-#include <tuple>
 #include <vector>
 
 #include "cuda/tensors.h"
@@ -15,60 +14,45 @@
 namespace gradreg_fast::cuda {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
-
-ScalarType wide(const Tensor& x) {
-    return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-const void* statistic(const Optional& tensor, const Tensor& x, const char* name) {
-    if (!tensor) return nullptr;
-    STD_TORCH_CHECK(tensor->scalar_type() == wide(x), name, " must be float64 if x is, else float32");
-    STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == x.size(1) && tensor->is_contiguous(), name,
-                    " must have a number for each channel");
-    return tensor->const_data_ptr();
-}
 
 Norm norm_of(const Tensor& x, const Tensor& mean, const Tensor& inverse, const Optional& weight) {
     STD_TORCH_CHECK(x.dim() >= 2 && x.numel() > 0, "x must be [B, C, ...], not empty");
     check_without_gaps(x, "x");
-    const int64_t batch = x.size(0), channels = x.size(1), pixels = x.numel() / (batch * channels);
-    STD_TORCH_CHECK(batch * pixels < int64_t(1) << 31, "x has too many elements a channel");
+    const int64_t B = x.size(0), channels = x.size(1), pixels = x.numel() / (B * channels);
     const bool last = x.stride(1) == 1;
     STD_TORCH_CHECK(last || x.is_contiguous(), "x must be contiguous or channels last");
-    return {type_of(x, "x"),
-            batch,
-            channels,
-            pixels,
-            last,
-            x.const_data_ptr(),
-            statistic(mean, x, "mean"),
-            statistic(inverse, x, "inverse"),
-            statistic(weight, x, "weight")};
+    const bool apart = mean.dim() == 2;
+    const int64_t samples = apart ? B : 1, batch = apart ? 1 : B, groups = mean.size(-1);
+    STD_TORCH_CHECK((apart ? mean.size(0) == B : mean.dim() == 1 && groups == channels) && channels % groups == 0,
+                    "mean must be [C] of a batch, or [B, groups] of samples");
+    STD_TORCH_CHECK(batch * pixels < int64_t(1) << 31 && samples * channels < int64_t(1) << 31,
+                    "x has too many elements a channel, or channels");
+    Norm norm{type_of(x, "x"),    samples, batch,   channels, pixels, groups, last,
+              x.const_data_ptr(), nullptr, nullptr, nullptr};
+    norm.mean = statistic(mean, x, samples * groups, "mean");
+    norm.inverse = statistic(inverse, x, samples * groups, "inverse");
+    norm.weight = weight ? statistic(*weight, x, channels, "weight") : nullptr;
+    return norm;
 }
 
-void check_like(const Tensor& tensor, const Tensor& x, int64_t stack, const char* name) {
-    STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, " has the wrong dtype");
-    STD_TORCH_CHECK(tensor.numel() == stack * x.numel(), name, " has the wrong size");
-    check_without_gaps(tensor, name);
-}
-
-std::tuple<Tensor, Tensor> norm_project(Tensor v, Tensor x, Tensor mean, Tensor inverse, Optional weight,
-                                        Optional second) {
+std::vector<Tensor> norm_project(Tensor v, Tensor x, Tensor mean, Tensor inverse, Optional weight, Optional second,
+                                 bool push, bool gradients) {
     const Norm norm = norm_of(x, mean, inverse, weight);
     const int64_t stack = v.size(0);
     check_like(v, x, stack, "v");
     if (second) check_like(*second, x, stack, "second");
+    STD_TORCH_CHECK(!gradients || stack == 1, "gradients are those of one adjoint");
     const OnDevice device(x);
-    Tensor result = torch::stable::empty_like(v);
-    Tensor sums = torch::stable::new_empty(mean, {stack, 2, norm.channels});
+    std::vector<Tensor> results{torch::stable::empty_like(v)};
+    if (gradients) results.push_back(torch::stable::new_empty(mean, {2, norm.channels}));
     Tensor workspace = torch::stable::new_empty(mean, {norm_workspace(norm, stack)});
     if (stack)
-        project(norm, v.const_data_ptr(), stack, second ? second->const_data_ptr() : nullptr, result.mutable_data_ptr(),
-                sums.mutable_data_ptr(), workspace.mutable_data_ptr(), device.stream());
-    return {result, sums};
+        project(norm, v.const_data_ptr(), stack, push, second ? second->const_data_ptr() : nullptr,
+                results[0].mutable_data_ptr(), gradients ? results[1].mutable_data_ptr() : nullptr,
+                workspace.mutable_data_ptr(), device.stream());
+    return results;
 }
 
 std::vector<Tensor> norm_meet(Tensor u, Tensor v, Tensor x, Tensor mean, Tensor inverse, Optional weight, bool push) {
@@ -78,7 +62,7 @@ std::vector<Tensor> norm_meet(Tensor u, Tensor v, Tensor x, Tensor mean, Tensor 
     check_like(u, x, stack, "u");
     check_like(v, x, stack, "v");
     const OnDevice device(x);
-    std::vector<Tensor> results{torch::stable::empty_like(x), torch::stable::empty_like(mean)};
+    std::vector<Tensor> results{torch::stable::empty_like(x), torch::stable::new_empty(mean, {norm.channels})};
     if (push) results.push_back(torch::stable::empty_like(v));
     Tensor workspace = torch::stable::new_empty(mean, {norm_workspace(norm, stack)});
     meet(norm, u.const_data_ptr(), v.const_data_ptr(), stack, results[0].mutable_data_ptr(),

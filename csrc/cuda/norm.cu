@@ -8,26 +8,41 @@ namespace {
 
 constexpr int64_t least_part = 2048;  // elements of a channel that pay for a block of their own
 constexpr int64_t most_parts = 64;
+constexpr int64_t most_alone = 512;  // elements of a channel that a warp sums by itself
+constexpr int with_cotangents = 0b10011;
 
 int64_t elements_of(const Norm& norm) {
     return norm.batch * norm.pixels;
 }
 
-dim3 blocks_for(int64_t count) {
-    return {unsigned((count + norm_threads - 1) / norm_threads), 1, 1};
+int64_t lines_above(const Norm& norm) {
+    return norm.samples * norm.channels;
 }
 
-// Totals [K, sums, channels] and, unless it is null, the weight's gradient.
+unsigned blocks_for(int64_t count, int64_t each) {
+    return unsigned((count + each - 1) / each);
+}
+
+// Sums of each channel, [parts, K, sums, lines], and behind them in the workspace totals [K, sums, samples groups].
 template <class S, int sums>
-void sum(const Norm& norm, const void* u, const void* v, int64_t stack, void* totals, void* gradient, void* workspace,
-         void* stream) {
+Wide<S>* sum(const Norm& norm, const void* u, const void* v, int64_t stack, int weighted, void* workspace,
+             void* stream) {
     using T = Wide<S>;
     const int64_t parts = norm_parts(norm), each = (elements_of(norm) + parts - 1) / parts;
-    const int64_t columns = norm.channels_last ? (norm.channels + 31) / 32 : norm.channels;
-    start(channel_sums<S, sums>, {unsigned(columns), unsigned(parts), unsigned(stack)}, norm_threads, 0, stream, norm,
-          static_cast<const S*>(u), static_cast<const S*>(v), uint32_t(each), static_cast<T*>(workspace));
-    start(add_parts<T, sums>, blocks_for(norm.channels), norm_threads, 0, stream, norm,
-          static_cast<const T*>(workspace), parts, stack, static_cast<T*>(totals), static_cast<T*>(gradient));
+    const int team = !norm.channels_last && elements_of(norm) <= most_alone ? 32 : norm_threads;
+    const unsigned blocks = norm.channels_last ? unsigned(norm.samples) * blocks_for(norm.channels, 32)
+                                               : blocks_for(lines_above(norm), norm_threads / team);
+    T* const lines = static_cast<T*>(workspace);
+    T* const totals = lines + parts * stack * sums * lines_above(norm);
+    start(channel_sums<S, sums>, {blocks, unsigned(parts), unsigned(stack)}, norm_threads, 0, stream, norm,
+          static_cast<const S*>(u), static_cast<const S*>(v), team, uint32_t(each), lines);
+    start(add_channels<T, sums>, {blocks_for(norm.samples * norm.groups, norm_warps), 1, 1}, norm_threads, 0, stream,
+          norm, static_cast<const T*>(lines), parts, stack, weighted, totals);
+    return totals;
+}
+
+dim3 pass_of(const Norm& norm) {
+    return {blocks_for(elements_of(norm) * lines_above(norm), norm_threads), 1, 1};
 }
 
 }  // namespace
@@ -38,17 +53,18 @@ int64_t norm_parts(const Norm& norm) {
 }
 
 int64_t norm_workspace(const Norm& norm, int64_t stack) {
-    return (norm_parts(norm) + 1) * stack * meeting_sums * norm.channels;
+    return stack * meeting_sums * (norm_parts(norm) * lines_above(norm) + norm.samples * norm.groups);
 }
 
-void project(const Norm& norm, const void* v, int64_t stack, const void* second, void* result, void* sums,
-             void* workspace, void* stream) {
+void project(const Norm& norm, const void* v, int64_t stack, bool push, const void* second, void* result,
+             void* gradients, void* workspace, void* stream) {
     with_type(norm.type, [&](auto number) {
         using S = decltype(number);
-        sum<S, projected_sums>(norm, nullptr, v, stack, sums, nullptr, workspace, stream);
-        start(project_kernel<S>, blocks_for(elements_of(norm) * norm.channels), norm_threads, 0, stream, norm,
-              static_cast<const S*>(v), stack, static_cast<const Wide<S>*>(sums), static_cast<const S*>(second),
-              static_cast<S*>(result));
+        using T = Wide<S>;
+        const T* totals = sum<S, projected_sums>(norm, nullptr, v, stack, push ? 0 : 0b11, workspace, stream);
+        start(project_kernel<S>, pass_of(norm), norm_threads, 0, stream, norm, static_cast<const S*>(v), stack, push,
+              static_cast<const T*>(workspace), norm_parts(norm), totals, static_cast<const S*>(second),
+              static_cast<S*>(result), static_cast<T*>(gradients));
     });
 }
 
@@ -56,12 +72,11 @@ void meet(const Norm& norm, const void* u, const void* v, int64_t stack, void* s
           void* workspace, void* stream) {
     with_type(norm.type, [&](auto number) {
         using S = decltype(number);
-        Wide<S>* const totals =
-            static_cast<Wide<S>*>(workspace) + norm_parts(norm) * stack * meeting_sums * norm.channels;
-        sum<S, meeting_sums>(norm, u, v, stack, totals, gradient, workspace, stream);
-        start(meet_norm<S>, blocks_for(elements_of(norm) * norm.channels), norm_threads, 0, stream, norm,
-              static_cast<const S*>(u), static_cast<const S*>(v), stack, static_cast<const Wide<S>*>(totals),
-              static_cast<S*>(second), static_cast<S*>(ydot));
+        using T = Wide<S>;
+        const T* totals = sum<S, meeting_sums>(norm, u, v, stack, with_cotangents, workspace, stream);
+        start(meet_norm<S>, pass_of(norm), norm_threads, 0, stream, norm, static_cast<const S*>(u),
+              static_cast<const S*>(v), stack, static_cast<const T*>(workspace), norm_parts(norm), totals,
+              static_cast<S*>(second), static_cast<T*>(gradient), static_cast<S*>(ydot));
     });
 }
 

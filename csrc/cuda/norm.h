@@ -1,4 +1,5 @@
-// The sweeps of batch normalisation with batch statistics, as callers see them: plain pointers.
+// The sweeps of normalisations whose channels share statistics over samples and pixels, as callers see them: plain
+// pointers. Batch normalisation with batch statistics, group and instance normalisation.
 
 #pragma once
 
@@ -8,15 +9,18 @@
 
 namespace gradreg_fast::cuda {
 
-// A normalisation at x. Per channel, over N = batch pixels elements: xhat = (x - mean) inverse, y = weight xhat + ...,
-// J = weight inverse P with P v = v - m(v) - xhat m(xhat v), m the mean.
+// A normalisation at x. Over a set of N = batch (channels / groups) pixels elements: xhat = (x - mean) inverse, y =
+// weight xhat + ..., J = diag(weight) inverse P with P v = v - m(v) - xhat m(xhat v), m the mean.
 struct Norm {
     Type type;
-    int64_t batch, channels, pixels;
-    bool channels_last;  // x is [batch, pixels, channels], else [batch, channels, pixels]; so are all others
+    int64_t samples;  // apart from each other, each of so many that share statistics:
+    int64_t batch;    // (1 and B for batch normalisation, else B and 1)
+    int64_t channels, pixels;
+    int64_t groups;      // of channels that share statistics: as many as channels for all but group norm
+    bool channels_last;  // x is [samples, batch, pixels, channels], else [samples, batch, channels, pixels]
     const void* x;
-    const void* mean;     // [channels], of the type that x's numbers are summed in; so are all sums
-    const void* inverse;  // [channels], likewise
+    const void* mean;     // [samples, groups], of the type that x's numbers are summed in; so are all sums
+    const void* inverse;  // [samples, groups], likewise
     const void* weight;   // [channels], likewise; null: ones
 };
 
@@ -26,9 +30,10 @@ int64_t norm_parts(const Norm& norm);
 // Numbers of workspace for a stack of K.
 int64_t norm_workspace(const Norm& norm, int64_t stack);
 
-// result^k = J v^k, plus `second` (K = 1) unless it is null; sums [K, 2, channels]: of v^k and of v^k xhat.
-void project(const Norm& norm, const void* v, int64_t stack, const void* second, void* result, void* sums,
-             void* workspace, void* stream);
+// result^k = J v^k if `push`, else J^T v^k plus `second` unless it is null; gradients [2, channels] unless null, with K
+// = 1: sums of v xhat and of v, the gradients by the weight and the bias.
+void project(const Norm& norm, const void* v, int64_t stack, bool push, const void* second, void* result,
+             void* gradients, void* workspace, void* stream);
 
 // Where tangents v meet cotangents u: second = d/dx sum_k <u^k, J v^k>; gradient [channels], the same by the weight;
 // ydot^k = J v^k unless it is null.

@@ -19,8 +19,13 @@ constexpr int threads = 256;
 constexpr int warps = threads / 32;
 constexpr int chunk = 128;  // columns of an accumulator
 
+// Blocks a multiprocessor that registers must allow: 128 a thread, 255 of float64. Left alone, ptxas spills some for a
+// third block, which shared memory seldom has room for.
+template <class S>
+constexpr int least_blocks = sizeof(S) > 4 ? 1 : 2;
+
 // What products are made of. Storage: numbers in global memory; Wide: sums, and everything between products; Element:
-// operands; step: how much of `inner` one turn takes.
+// operands; step: how much of `inner` one turn takes; word: four bytes of Storage as an operand.
 
 template <class N>
 struct Exact {
@@ -35,6 +40,7 @@ struct TF32 {
     using Element = float;
     static constexpr int step = 8;
     static __device__ __forceinline__ Element element(float value) { return to_tf32(value); }
+    static __device__ __forceinline__ uint32_t word(uint32_t stored) { return to_tf32(stored); }
     static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
         mma_tf32(d, a, b);
     }
@@ -46,6 +52,7 @@ struct Halves {
     using Element = Half;
     static constexpr int step = 16;
     static __device__ __forceinline__ Element element(float value) { return narrow<Half>(value); }
+    static __device__ __forceinline__ uint32_t word(uint32_t stored) { return stored; }
     static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 };
 template <>

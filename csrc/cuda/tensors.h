@@ -8,6 +8,7 @@
 
 #include <optional>
 
+#include "common/tensors.h"
 #include "cuda/types.h"
 
 // Only a torch with CUDA has it.
@@ -47,12 +48,21 @@ inline Type type_of(const torch::stable::Tensor& tensor, const char* name) {
     }
 }
 
-// Raises unless the tensor's numbers fill one piece of memory, in whatever order.
-inline void check_without_gaps(const torch::stable::Tensor& tensor, const char* name) {
-    int64_t span = 1;
-    for (int64_t dimension = 0; dimension < tensor.dim(); ++dimension)
-        span += (tensor.size(dimension) - 1) * tensor.stride(dimension);
-    STD_TORCH_CHECK(tensor.numel() == 0 || span == tensor.numel(), name, " must have no gaps");
+inline void check_like(const torch::stable::Tensor& tensor, const torch::stable::Tensor& x, int64_t stack,
+                       const char* name) {
+    STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, " has the wrong dtype");
+    STD_TORCH_CHECK(tensor.numel() == stack * x.numel(), name, " has the wrong size");
+    check_without_gaps(tensor, name);
+}
+
+// Numbers beside x, in what x's are summed in.
+inline const void* statistic(const torch::stable::Tensor& tensor, const torch::stable::Tensor& x, int64_t count,
+                             const char* name) {
+    using torch::headeronly::ScalarType;
+    const auto wide = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    STD_TORCH_CHECK(tensor.scalar_type() == wide, name, " must be float64 if x is, else float32");
+    STD_TORCH_CHECK(tensor.numel() == count && tensor.is_contiguous(), name, " must have ", count, " numbers");
+    return tensor.const_data_ptr();
 }
 
 }  // namespace gradreg_fast::cuda

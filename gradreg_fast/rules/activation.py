@@ -289,6 +289,11 @@ def silu_module(layer, x, parameter):
     return silu(x)
 
 
+@module("timm.layers.activations.GELU")
+def timm_gelu_module(layer, x, parameter):
+    return gelu(x)
+
+
 @module(nn.GELU)
 def gelu_module(layer, x, parameter):
     return gelu(x, layer.approximate)

@@ -122,6 +122,10 @@ class Attention(Rule):
             blocks.add_to_mask(mask, queries, keys, softmax_derivative(u[queries] @ blocks.v[keys].mT, P))
         gradients.add(0, lambda: mask.view(blocks.mask_shape).sum_to_size(parameters[0].shape))
 
+    def flops(self, parameters, shape, inputs):
+        (*_, E), (*_, S, _) = inputs[:2]
+        return 2 * shape.numel() // shape[-1] * S * (E + shape[-1])
+
     def _second(self, blocks, queries, keys, P, Pdot, u, tangents, second) -> Tensor:
         """Add a block's second-order terms; Q."""
         qdot, kdot, vdot = tangents

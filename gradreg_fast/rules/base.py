@@ -53,12 +53,14 @@ class Rule:
         couples_samples: a sample's output depends on other samples (batch statistics, concatenation of batches).
             True also where settings that count dimensions from the end leave it open; `couples` knows then.
         aliases: the result may share memory with an input.
+        makes_pieces: `pull` returns a fresh tensor, to which `pull_into` may add.
         meets_below: `curvature` takes the cotangents of the inputs (what `pull` returned) instead of the output's.
     """
 
     curvature_free = True
     couples_samples = False
     meets_below = False
+    makes_pieces = False
     aliases = False
 
     def couples(self, dims: int) -> bool:
@@ -123,6 +125,10 @@ class Rule:
         terms = self.curvature(saved, parameters, u, xdots, gradients)
         return terms, self.push(saved, parameters, xdots) if push else None
 
+    def pull_into(self, saved: Saved, u: Tensor, total: Tensor) -> bool:
+        """Add `pull`'s only result to a sum of fresh ones of its kind; False if that has no advantage."""
+        return False
+
     def descend(
         self,
         saved: Saved,
@@ -154,8 +160,8 @@ class Rule:
         self.curvature(saved, parameters, u, xdots, gradients)
         self.gradient(saved, parameters, per_sample(scale, u[0]) * u[0], gradients)
 
-    def flops(self, parameters: Sequence[Tensor | None], shape: torch.Size) -> int:
-        """Operations of this node's product for one batch whose output has this shape; 0 if it has none."""
+    def flops(self, parameters: Sequence[Tensor | None], shape: torch.Size, inputs: Sequence[torch.Size | None]) -> int:
+        """Operations of this node's products for one batch whose output and inputs have these shapes; 0 without any."""
         return 0
 
 

@@ -4,8 +4,8 @@
 type (exactly that type: a subclass may do something else) to an entry called with the module, its input and a lookup
 of its parameters and buffers by name; `NAMED` has other libraries' modules by full name. An entry returns a `Call`,
 `Several` of them, or a string: why there is no rule for this use. In the arguments, a `Value` stands for a tensor that
-depends on the network's input, a `Parameter` for a parameter or buffer, a `Plain` for a Python value computed on the
-way (a size).
+depends on the network's input, a `Parameter` for a parameter or buffer, a `Plain` for what is computed on the way and
+has no derivative: a size, a mask. An entry that makes nothing of a `Plain` is called again with a `Parameter` instead.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Plain:
-    """A plain Python value that the graph computes, by its number in the graph."""
+    """What the graph computes without a derivative (a size, a mask, an index), by its number in the graph."""
 
     index: int
 
@@ -48,7 +48,7 @@ class Call:
         rule: the operation.
         inputs: `Value` objects, or further `Call` objects whose results are the inputs.
         parameters: `Parameter` objects or None.
-        extras: `Plain` objects.
+        extras: `Plain` objects, and `Value` objects of which the rule reads no more than the size and the dtype.
         updated: `Parameter` objects or None: buffers that the forward changes, given to it behind the extras.
     """
 
@@ -66,6 +66,10 @@ class Call:
                 yield from value.all_calls()
 
 
+class Constant:
+    """What an entry returns for a call whose result has no derivative."""
+
+
 @dataclass(frozen=True, eq=False)
 class Several:
     """A call that returns several tensors, of which the model takes some by number or by name.
@@ -79,7 +83,7 @@ class Several:
     call: Call
 
 
-FUNCTIONS: dict[Callable | str, Callable[..., Call | Several | str]] = {}
+FUNCTIONS: dict[Callable | str, Callable[..., Call | Several | Constant | str]] = {}
 MODULES: dict[type[nn.Module], Callable[..., Call | Several | str]] = {}
 NAMED: dict[str, Callable[..., Call | Several | str]] = {}
 
@@ -120,7 +124,7 @@ def submodule(layer: nn.Module, name: str, parameter: Callable, *inputs) -> Call
     entry = entry_of(type(child))
     if entry is None:
         raise LookupError(f"its {name} has no rule")
-    return entry(child, *inputs, parameter=lambda of: parameter(f"{name}.{of}"))
+    return entry(child, *inputs, parameter=lambda of, *function: parameter(f"{name}.{of}", *function))
 
 
 def each(setting, dims: int) -> list[int]:
@@ -133,19 +137,19 @@ def is_real(argument) -> bool:
     return isinstance(argument, Number) and not isinstance(argument, complex)
 
 
-def settle(target: Callable, arguments: tuple, keywords: dict) -> tuple[Callable, list[Plain]]:
-    """``target(x, *arguments, **keywords)`` as a function of x and the values of the arguments' plains, and these."""
-    plains = list(dict.fromkeys(collect(Plain, (arguments, keywords))))
+def settle(target: Callable, arguments: tuple, keywords: dict) -> tuple[Callable, list[Plain | Value]]:
+    """``target(x, *arguments, **keywords)`` as a function of x and of what the arguments hold; and what that is."""
+    held = list(dict.fromkeys(collect((Plain, Value), (arguments, keywords))))
 
     def settled(x, *extras):
-        filled, filled_keywords = fill((arguments, keywords), dict(zip(plains, extras, strict=True)))
+        filled, filled_keywords = fill((arguments, keywords), dict(zip(held, extras, strict=True)))
         return target(x, *filled, **filled_keywords)
 
-    return settled, plains
+    return settled, held
 
 
-def collect(kind: type, nested):
-    """All objects of one type in nested tuples, lists, slices and dictionaries."""
+def collect(kind: type | tuple[type, ...], nested):
+    """All objects of one type, or of several, in nested tuples, lists, slices and dictionaries."""
     if isinstance(nested, kind):
         yield nested
     elif isinstance(nested, (tuple, list)):
@@ -158,11 +162,11 @@ def collect(kind: type, nested):
 
 
 def fill(nested, values: dict):
-    """Nested tuples, lists, slices and dictionaries with each key of `values` replaced."""
+    """Nested tuples, lists, slices and dictionaries with the keys of `values` replaced."""
     if isinstance(nested, (tuple, list)):
         return type(nested)(fill(member, values) for member in nested)
     if isinstance(nested, dict):
         return {key: fill(member, values) for key, member in nested.items()}
     if isinstance(nested, slice):
         return slice(*(fill(member, values) for member in (nested.start, nested.stop, nested.step)))
-    return values[nested] if isinstance(nested, (Value, Parameter, Plain)) else nested
+    return values.get(nested, nested) if isinstance(nested, (Value, Parameter, Plain)) else nested

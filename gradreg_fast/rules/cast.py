@@ -28,6 +28,7 @@ class Cast(Rule):
         self.curvature_free = rule.curvature_free
         self.couples_samples = rule.couples_samples
         self.meets_below = rule.meets_below
+        self.makes_pieces = rule.makes_pieces
         self.aliases = rule.aliases
 
     def couples(self, dims):
@@ -78,8 +79,12 @@ class Cast(Rule):
         proportional = partial(Rule.proportional, self.rule) if dtype == torch.float16 else self.rule.proportional
         proportional(saved, parameters, _cast(u, dtype), _all(xdots, dtype), _cast(scale, dtype), gradients)
 
-    def flops(self, parameters, shape):
-        return self.rule.flops(parameters, shape)
+    def flops(self, parameters, shape, inputs):
+        return self.rule.flops(parameters, shape, inputs)
+
+    def pull_into(self, saved, u, total):
+        saved, _, dtype, _, (given,) = saved
+        return dtype == given and self.rule.pull_into(saved, _cast(u, dtype), total)
 
 
 class CastGradients(NodeGradients):

@@ -13,6 +13,8 @@ from gradreg_fast.rules.pad import Pad
 
 aten = torch.ops.aten
 
+LARGE_WEIGHTS = 8  # times the images; measured on one thread of a CPU
+
 
 class Conv(Rule):
     """``y = W * x + b`` with zero padding, for any number of spatial dimensions.
@@ -35,7 +37,11 @@ class Conv(Rule):
         if x.dim() != weight.dim():
             raise ValueError(f"a convolution's input must be a batch with {weight.dim()} dimensions, got {x.dim()}")
         if x.device.type == "cpu" and x.dim() == 4 and x.dtype != torch.float64:  # float64 does not run on oneDNN
-            x, weight = channels_last(x), channels_last(weight)
+            large = weight.numel() > LARGE_WEIGHTS * x.numel() and weight[0, 0].numel() > 1
+            if large and not is_channels_last(weight):
+                x = x.contiguous()  # copying the weights, and their gradients, would take longer than it saves
+            else:
+                x, weight = channels_last(x), channels_last(weight)
         return self._convolve(x, weight, bias), (x, weight)
 
     def pull(self, saved, parameters, u):
@@ -58,7 +64,7 @@ class Conv(Rule):
         gradients.add(0, lambda: self._stacked_weight_gradient(u, tangent.unsqueeze(0), weight))
         gradients.add(1, lambda: scale @ u[0].flatten(2).sum(2))
 
-    def flops(self, parameters, shape):
+    def flops(self, parameters, shape, inputs):
         return 2 * shape.numel() * math.prod(parameters[0].shape[1:])
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -100,7 +106,7 @@ class ConvTranspose(Conv):
         super().__init__(stride, padding, dilation, groups)
         self.output_padding = output_padding
 
-    def flops(self, parameters, shape):
+    def flops(self, parameters, shape, inputs):
         inputs, *rest = parameters[0].shape
         return 2 * shape.numel() * inputs // self.groups * math.prod(rest[1:]) // math.prod(self.stride)
 

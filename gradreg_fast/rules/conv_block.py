@@ -77,8 +77,8 @@ class ConvBlock(Rule):
         d = per_sample(scale, u[0]) * u
         gradients.add(1, lambda: self._pull(saved, parameters, d, None, False, False, True)[0])
 
-    def flops(self, parameters, shape):
-        return self.conv.flops(parameters, shape) * self.reduction
+    def flops(self, parameters, shape, inputs):
+        return self.conv.flops(parameters, shape, inputs) * self.reduction
 
     def _push(self, saved, parameters, u, xdot, push, curvature, gradient):
         return torch.ops.gradreg_fast.conv_push(

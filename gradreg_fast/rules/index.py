@@ -9,21 +9,22 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gradreg_fast.rules.base import Rule
-from gradreg_fast.rules.call import Call, Plain, Several, collect, fill, function, settle
+from gradreg_fast.rules.base import Rule, has_numbers
+from gradreg_fast.rules.call import Call, Parameter, Plain, Several, collect, fill, function, settle
 from gradreg_fast.rules.merge import broadcastable, unbroadcast
-from gradreg_fast.rules.shape import LinearMap
+from gradreg_fast.rules.shape import LinearMap, inverse_of, permute_stack
 
 
 class Index(Rule):
-    """``x[index]`` with numbers, slices, None, Ellipsis, or, among whole slices alone, one list of numbers.
+    """``x[index]``. Where numbers in tensors or lists are the index, each element that they name may be named again.
 
     Args:
-        index: called as ``index(x, *extras)``, returns a tuple.
+        index: called as ``index(x, *parameters, *extras)``, returns a tuple.
         couples: called with the number of dimensions, says whether it touches the batch's; 0: it is not known yet.
     """
 
     aliases = True
+    makes_pieces = True
 
     def __init__(self, index: Callable, couples: Callable[[int], bool]) -> None:
         self.index = index
@@ -32,21 +33,31 @@ class Index(Rule):
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
-        index = self.index(x, *extras)
-        return x[index], (x.shape, (slice(None), *index))
+        index = self.index(x, *parameters, *extras)
+        y = x[index]
+        if any(isinstance(item, (Tensor, list)) for item in index):
+            return y, (x.shape, y.shape, *rows_of(x, index))
+        return y, (x.shape, (slice(None), *index), dense_order(x))
 
     def pull(self, saved, parameters, u):
-        shape, index = saved
-        pulled = u.new_zeros(len(u), *shape)
-        if any(isinstance(item, list) for item in index):
-            index = [torch.as_tensor(item, device=u.device) if isinstance(item, list) else item for item in index]
-            dim = next(i for i, item in enumerate(index) if isinstance(item, Tensor))
-            return (pulled.index_add_(dim, index[dim], u),)
+        shape, index, *rows = saved
+        if len(rows) > 1:
+            return (add_rows(u, shape, *rows),)
+        pulled = u.new_zeros(len(u), *(shape[dim] for dim in rows[0]))  # in the order of x in memory
+        pulled = permute_stack(pulled, inverse_of(rows[0]))
         pulled[index] = u
         return (pulled,)
 
+    def pull_into(self, saved, u, total):
+        _, index, *rows = saved
+        if len(rows) > 1:
+            return False
+        total[index].add_(u)
+        return True
+
     def push(self, saved, parameters, xdots):
-        return xdots[0][saved[1]]
+        _, index, *rows = saved
+        return take_rows(xdots[0], index, *rows) if len(rows) > 1 else xdots[0][index]
 
 
 class Expand(Rule):
@@ -75,7 +86,7 @@ class Expand(Rule):
 
 
 class Repeat(Rule):
-    """``x.repeat(sizes)``: copies of the whole behind each other, along each dimension.
+    """``x.tile(sizes)``: copies of the whole behind each other, along each dimension.
 
     Args:
         sizes: called as ``sizes(*extras)``.
@@ -89,6 +100,7 @@ class Repeat(Rule):
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
         sizes = self.sizes(*extras)
+        sizes = (1,) * (x.dim() - len(sizes)) + tuple(sizes)
         return x.repeat(sizes), (x.shape, sizes)
 
     def pull(self, saved, parameters, u):
@@ -102,27 +114,56 @@ class Repeat(Rule):
         return broadcastable(xdots[0], len(sizes)).repeat(1, *sizes)
 
 
+def dense_order(x: Tensor) -> list[int]:
+    """The dimensions of x, those whose elements lie farthest apart first."""
+    if not has_numbers(x):
+        return list(range(x.dim()))
+    return sorted(range(x.dim()), key=lambda dim: -x.stride(dim))
+
+
+def rows_of(x: Tensor, index: Sequence) -> tuple[torch.Size, int, Tensor]:
+    """What an index with tensors or lists takes, as rows of x in another shape: that shape, the dimension, the rows."""
+    items = [torch.as_tensor(item, device=x.device) if isinstance(item, list) else item for item in index]
+    (dim, rows), *others = ((i, item) for i, item in enumerate(items) if isinstance(item, Tensor))
+    whole = all(isinstance(item, slice) and item == slice(None) for i, item in enumerate(items) if i != dim)
+    if others or not whole or rows.dtype in (torch.bool, torch.uint8):
+        places = torch.arange(x.numel(), device=x.device).view(x.shape)[tuple(items)]
+        return torch.Size([x.numel()]), 0, places.flatten()
+    rows = rows.flatten().long()
+    return x.shape, dim, torch.where(rows < 0, rows + x.shape[dim], rows)
+
+
+def take_rows(stack: Tensor, shape: torch.Size, viewed: torch.Size, dim: int, rows: Tensor) -> Tensor:
+    """Rows of each member of a stack, in the result's shape."""
+    return stack.reshape(len(stack), *viewed).index_select(dim + 1, rows).view(len(stack), *shape)
+
+
+def add_rows(stack: Tensor, shape: torch.Size, viewed: torch.Size, dim: int, rows: Tensor) -> Tensor:
+    """The transpose of `take_rows`: `shape` is that of x."""
+    stack = stack.reshape(len(stack), *viewed[:dim], len(rows), *viewed[dim + 1 :])
+    return stack.new_zeros(len(stack), *viewed).index_add_(dim + 1, rows, stack).view(len(stack), *shape)
+
+
 @function(operator.getitem)
 def getitem(input, index):
     if isinstance(input, Several):
         return input.member(index)
     items = index if isinstance(index, tuple) else (index,)
-    lists = [item for item in items if isinstance(item, list)]
-    if lists and (len(lists) > 1 or any(item != slice(None) for item in items if not isinstance(item, list))):
-        return "its index has no rule"
-    allowed = (int, slice, list, Plain, type(None), type(Ellipsis))
+    allowed = (int, slice, list, Plain, Parameter, type(None), type(Ellipsis))
     if any(isinstance(item, bool) or not isinstance(item, allowed) for item in items):
         return "its index has no rule"
-    plains = list(dict.fromkeys(collect(Plain, items)))
+    parameters, plains = (list(dict.fromkeys(collect(kind, items))) for kind in (Parameter, Plain))
 
-    def settled(x, *extras):
-        return fill(items, dict(zip(plains, extras, strict=True)))
+    def settled(x, *given):
+        return fill(items, dict(zip((*parameters, *plains), given, strict=True)))
 
-    return Call(Index(settled, lambda dims: touches_batch(items, dims)), (input,), (), plains)
+    return Call(Index(settled, lambda dims: touches_batch(items, dims)), (input,), parameters, plains)
 
 
 def touches_batch(items: Sequence, dims: int) -> bool:
     """Whether an index into this many dimensions takes apart, moves or may move the first one."""
+    if Ellipsis in items and any(isinstance(item, Parameter) for item in items):  # a mask takes several dimensions
+        return True
     for item in items:
         if item is not Ellipsis:
             return not (isinstance(item, slice) and item == slice(None))
@@ -197,11 +238,42 @@ def unbind(input, dim=0):
 
 @function(torch.broadcast_to, "expand", "broadcast_to")
 def expand(input, *sizes):
-    settled, plains = settle(Tensor.expand, sizes, {})
-    return Call(Expand(settled), (input,), (), plains)
+    return expanding(Tensor.expand, input, *sizes)
 
 
-@function("repeat")
+@function("expand_as")
+def expand_as(input, other):
+    return expanding(Tensor.expand_as, input, other)
+
+
+def expanding(target: Callable, input, *arguments):
+    settled, read = settle(target, arguments, {})
+    return Call(Expand(settled), (input,), (), read)
+
+
+@function("unfold")
+def windows(input, dimension, size, step):
+    def add_windows(u, shape):
+        return torch.ops.aten.unfold_backward(u, shape, dimension % len(shape), size, step)
+
+    return Call(LinearMap(lambda x: x.unfold(dimension, size, step), add_windows, (dimension,)), (input,))
+
+
+@function(torch.tril, "tril")
+def tril(input, diagonal=0):
+    return triangle(torch.tril, input, diagonal)
+
+
+@function(torch.triu, "triu")
+def triu(input, diagonal=0):
+    return triangle(torch.triu, input, diagonal)
+
+
+def triangle(part: Callable, input, diagonal):
+    return Call(LinearMap(lambda x: part(x, diagonal), lambda u, shape: part(u, diagonal), (-1, -2)), (input,))
+
+
+@function("repeat", "tile", torch.tile)
 def repeat(input, *sizes):
     sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
     plains = list(dict.fromkeys(collect(Plain, (sizes,))))
@@ -212,14 +284,15 @@ def repeat(input, *sizes):
 
 @function(torch.repeat_interleave, "repeat_interleave")
 def repeat_interleave(input, repeats, dim=None):
-    if not isinstance(repeats, int) or dim is None:
+    if not isinstance(repeats, (int, Plain)) or dim is None:
         return "its repeats have no rule"
+    settled, plains = settle(Tensor.repeat_interleave, (repeats, dim), {})
 
-    def add_copies(u, shape):
+    def add_copies(u, shape, *extras):
         at = dim % len(shape)
-        return u.unflatten(at, (shape[at], repeats)).sum(at + 1)
+        return u.unflatten(at, (shape[at], -1)).sum(at + 1)
 
-    return Call(LinearMap(lambda x: x.repeat_interleave(repeats, dim), add_copies, (dim,)), (input,))
+    return Call(LinearMap(settled, add_copies, (dim,)), (input,), (), plains)
 
 
 @function(torch.flip, "flip")

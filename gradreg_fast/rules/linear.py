@@ -35,7 +35,7 @@ class Linear(Rule):
         add_stacked_product(gradients, u, (xdots[0][0].addcmul(per_sample(scale, x), x)).unsqueeze(0))
         gradients.add(1, lambda: (per_sample(scale, u[0]) * u[0]).flatten(0, -2).sum(0))
 
-    def flops(self, parameters, shape):
+    def flops(self, parameters, shape, inputs):
         return 2 * shape.numel() * parameters[0].shape[1]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from gradreg_fast.rules.base import Rule
 from gradreg_fast.rules.call import Call, Parameter, function, is_real, module
+from gradreg_fast.rules.constant import as_value
 from gradreg_fast.rules.shape import reshaping
 
 
@@ -42,7 +44,7 @@ class AddParameter(Rule):
 
     def forward(self, inputs, parameters, extras):
         (x,), (p,) = inputs, parameters
-        y = torch.add(x, p, alpha=self.share) if self.factor == 1 else torch.add(p * self.share, x, alpha=self.factor)
+        y = torch.add(x if self.factor == 1 else x * self.factor, p, alpha=self.share)
         return y, (x.shape, y.shape)
 
     def pull(self, saved, parameters, u):
@@ -125,13 +127,15 @@ class Affine(Rule):
 class Dropout(Rule):
     """Multiplication by one random mask ``[B, ...]``, scaled by ``1 / (1 - probability)``, the same in all sweeps."""
 
+    function = staticmethod(torch.dropout)
+
     def __init__(self, probability: float) -> None:
         self.probability = probability
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
         # drawn in the order of the shape, as torch.dropout does, even where the layers here keep their channels last
-        mask = torch.dropout(torch.ones(x.shape, dtype=x.dtype, device=x.device), self.probability, True)
+        mask = self.function(torch.ones(x.shape, dtype=x.dtype, device=x.device), self.probability, True)
         mask = torch.empty_like(x).copy_(mask)
         return x * mask, (mask,)
 
@@ -140,6 +144,19 @@ class Dropout(Rule):
 
     def push(self, saved, parameters, xdots):
         return xdots[0] * saved[0]
+
+
+class ChannelDropout(Dropout):
+    """Each sample's channels are kept or dropped whole (Tompson et al. 2015, arXiv:1411.4280).
+
+    Args:
+        probability: as `Dropout` has it.
+        function: of `torch.nn.functional`, which tells channels from positions.
+    """
+
+    def __init__(self, probability: float, function: Callable) -> None:
+        super().__init__(probability)
+        self.function = function
 
 
 class StochasticDepth(Dropout):
@@ -212,7 +229,7 @@ def combine(a, a_factor, b, b_factor):
         return Call(AddParameter(a_factor, b_factor), (a,), (b,))
     if isinstance(a, Parameter):
         return Call(AddParameter(b_factor, a_factor), (b,), (a,))
-    return Call(Add(b_factor), (a, b))
+    return Call(Add(b_factor), (a if a_factor == 1 else Call(Affine(a_factor), (a,)), b))
 
 
 @function(torch.neg, operator.neg, "neg")
@@ -222,29 +239,39 @@ def neg(input):
 
 @function(torch.maximum, "maximum")
 def maximum(input, other):
-    return Call(Maximum(torch.maximum), (input, other))
+    return Call(Maximum(torch.maximum), (as_value(input), as_value(other)))
 
 
 @function(torch.minimum, "minimum")
 def minimum(input, other):
-    return Call(Maximum(torch.minimum), (input, other))
+    return Call(Maximum(torch.minimum), (as_value(input), as_value(other)))
 
 
 @function(torch.cat, torch.concat, torch.concatenate)
 def cat(tensors, dim=0):
-    return Call(Cat(dim), tuple(tensors))
+    return Call(Cat(dim), [as_value(tensor) for tensor in tensors])
 
 
 @function(torch.stack)
 def stack(tensors, dim=0):
-    return Call(Cat(dim), [reshaping(torch.unsqueeze, tensor, dim) for tensor in tensors])
+    return Call(Cat(dim), [reshaping(torch.unsqueeze, as_value(tensor), dim) for tensor in tensors])
 
 
-@function(functional.dropout)
+@function(functional.dropout, torch.dropout)
 def dropout(input, p=0.5, training=True, inplace=False):
     if not training or p == 0:
         return Call(Affine(), (input,))
     return Call(Dropout(p), (input,))
+
+
+def channel_dropout(function_, input, p=0.5, training=True, inplace=False):
+    if not training or p == 0:
+        return Call(Affine(), (input,))
+    return Call(ChannelDropout(p, function_), (input,))
+
+
+for name in ("dropout1d", "dropout2d", "dropout3d"):
+    function(getattr(functional, name))(partial(channel_dropout, getattr(functional, name)))
 
 
 @module(nn.Identity)
@@ -255,6 +282,11 @@ def identity_module(layer, x, parameter):
 @module(nn.Dropout)
 def dropout_module(layer, x, parameter):
     return dropout(x, layer.p, layer.training)
+
+
+@module(nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+def channel_dropout_module(layer, x, parameter):
+    return channel_dropout(getattr(functional, type(layer).__name__.lower()), x, layer.p, layer.training)
 
 
 @module("timm.layers.drop.DropPath")

@@ -250,12 +250,12 @@ class Standardise(Rule):
 
     def curvature(self, saved, parameters, u, xdots, gradients):
         (x, mean, inverse), gamma, (v,) = saved, parameters[0], xdots
-        shape, rows = x.shape, inverse.numel()
+        shape, rows, columns = x.shape, inverse.numel(), row_size(x, inverse)
         gradients.add(0, lambda: self._reduced(dot_stacks(u, self.push(saved, (None,), xdots)), gamma))
         if gamma is not None:
             u = u * self.broadcast(gamma, x.dim())
-        u, v = (stack.reshape(len(stack), rows, -1) for stack in (u, v))  # [K, R, n]
-        xhat = self._standardised(saved).reshape(rows, -1)  # [R, n]
+        u, v = (stack.reshape(len(stack), rows, columns) for stack in (u, v))  # [K, R, n]
+        xhat = self._standardised(saved).reshape(rows, columns)  # [R, n]
         u_xhat, v_xhat = row_means(u * xhat), row_means(v * xhat)  # [K, R, 1]
         S = row_means(dot_stacks(u, v))  # [R, 1]
         second = dot_stacks(v_xhat, u).add_(dot_stacks(u_xhat, v))  # of v_xhat P u + u_xhat P v; then P's other terms
@@ -274,7 +274,7 @@ class Standardise(Rule):
     def _standardised(self, saved: tuple) -> Tensor:
         """xhat, fresh."""
         x, mean, inverse = saved
-        rows = x.reshape(inverse.numel(), -1)
+        rows = x.reshape(inverse.numel(), row_size(x, inverse))
         inverse = inverse.reshape(-1, 1)
         return (rows * inverse if mean is None else (rows - mean.reshape(-1, 1)).mul_(inverse)).view(x.shape)
 
@@ -352,6 +352,11 @@ class GroupNorm(Standardise):
 
     def _sizes(self, x: Tensor) -> tuple[int, int, int]:
         return (*x.shape[:2], math.prod(x.shape[2:]))
+
+
+def row_size(x: Tensor, inverse: Tensor) -> int:
+    """How many elements of x have one inverse."""
+    return x.numel() // max(inverse.numel(), 1)
 
 
 def row_means(rows: Tensor) -> Tensor:

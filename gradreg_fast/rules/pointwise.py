@@ -113,8 +113,8 @@ def clamping(low: float | None, high: float | None) -> Kinked:
     def backward(v, z):
         # its own ends have slope 0
         limits = [-math.inf if low is None else low, math.inf if high is None else high]
-        ends = torch.tensor(limits, dtype=z.dtype).nextafter(torch.tensor([-math.inf, math.inf], dtype=z.dtype))
-        return aten.hardtanh_backward(v, z, *ends.tolist())
+        ends = torch.tensor([limits, [-math.inf, math.inf]], dtype=z.dtype, device="cpu")  # to be read
+        return aten.hardtanh_backward(v, z, *torch.nextafter(*ends).tolist())
 
     return Kinked(lambda z: z.clamp(low, high), backward)
 
@@ -196,6 +196,16 @@ SMOOTH = {
     "sinh": (lambda z, y: torch.cosh(z), lambda z, s: torch.sinh(z)),
     "cosh": (lambda z, y: torch.sinh(z), lambda z, s: torch.cosh(z)),
     "atan": (lambda z, y: (1 + z.square()).reciprocal_(), lambda z, s: -2 * z * s.square()),
+    "tan": (lambda z, y: y.square().add_(1), lambda z, s: 2 * torch.tan(z) * s),
+    "asin": (lambda z, y: (1 - z.square()).rsqrt_(), lambda z, s: z * s**3),
+    "acos": (lambda z, y: (1 - z.square()).rsqrt_().neg_(), lambda z, s: z * s**3),
+    "asinh": (lambda z, y: (1 + z.square()).rsqrt_(), lambda z, s: -z * s**3),
+    "acosh": (lambda z, y: (z.square() - 1).rsqrt_(), lambda z, s: -z * s**3),
+    "atanh": (lambda z, y: (1 - z.square()).reciprocal_(), lambda z, s: 2 * z * s.square()),
+    "log2": (lambda z, y: (z * math.log(2)).reciprocal_(), lambda z, s: -s / z),
+    "log10": (lambda z, y: (z * math.log(10)).reciprocal_(), lambda z, s: -s / z),
+    "exp2": (lambda z, y: y * math.log(2), lambda z, s: s * math.log(2)),
+    "erfc": (lambda z, y: torch.exp(-z.square()).mul_(-2 / math.sqrt(math.pi)), lambda z, s: -2 * z * s),
     "erf": (lambda z, y: torch.exp(-z.square()).mul_(2 / math.sqrt(math.pi)), lambda z, s: -2 * z * s),
 }
 
@@ -205,7 +215,9 @@ def smooth(name: str, input):
 
 
 for name in SMOOTH:
-    function(*(getattr(torch, name + tail) for tail in ("", "_")), name, name + "_")(partial(smooth, name))
+    tails = ("",) if name in ("asinh", "acosh", "atanh") else ("", "_")  # autograd itself has none of these in place
+    targets = [target for tail in tails for target in (getattr(torch, name + tail), name + tail)]
+    function(*targets)(partial(smooth, name))
 
 
 @function(functional.softsign)
@@ -281,6 +293,8 @@ def selu(input, inplace=False):
 
 @function(torch.pow, operator.pow, operator.ipow, "pow", "pow_")
 def power(input, exponent):
+    if is_real(input) and input > 0:
+        return smooth("exp", Call(Affine(math.log(input)), (exponent,)))
     if not is_real(exponent) or is_real(input):
         return "its exponent is no number"
     if exponent in (0, 1):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch.nn import functional
 
 from gradreg_fast.rules.base import Rule, is_channels_last, map_rows, shaped
 from gradreg_fast.rules.call import Call, each, function, module
+from gradreg_fast.rules.shape import reshaping
 
 aten = torch.ops.aten
 
@@ -38,36 +41,38 @@ class MaxPool(Rule):
     """Maximum over windows; the derivative goes to the winner that PyTorch names (the first of equals).
 
     Args:
-        windows: aten's function returning ``(y, indices)``, with its settings bound: ``x [B, C, H, W]`` (or
-            ``[B, H, W]``, which PyTorch pools as well).
+        windows: aten's function returning ``(y, indices)``, with its settings bound: ``x [B, C, *image]`` (or
+            ``[B, *image]``, which PyTorch pools as well).
         shape: the windows, if these settings say it all.
+        dims: of an image.
     """
 
-    def __init__(self, windows, shape: Windows | None = None) -> None:
+    def __init__(self, windows, shape: Windows | None = None, dims: int = 2) -> None:
         self.windows = windows
         self.shape = shape
+        self.dims = dims
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
-        images = x if x.dim() == 4 else x.unsqueeze(1)
-        y, indices = self.windows(images)  # indices into the flattened H * W
-        return y.view(*x.shape[:-2], *y.shape[2:]), (indices, x.shape, is_channels_last(images))
+        images = x if x.dim() == 2 + self.dims else x.unsqueeze(1)
+        y, indices = self.windows(images)  # indices into the flattened image
+        return y.view(*x.shape[: -self.dims], *y.shape[2:]), (indices, x.shape, is_channels_last(images))
 
     def pull(self, saved, parameters, u):
         indices, shape, last = saved
-        K, (B, C, _, _), (H, W) = len(u), indices.shape, shape[-2:]
-        flat = u.new_zeros((K, B, H * W, C) if last else (K, B, C, H * W))
+        K, (B, C), image = len(u), indices.shape[:2], shape[-self.dims :]
+        flat = u.new_zeros((K, B, image.numel(), C) if last else (K, B, C, image.numel()))
         index = flat_pixels(indices.unsqueeze(0), last).expand(K, *(-1,) * 3)
         flat.scatter_add_(2 if last else 3, index, flat_pixels(u.reshape(K, *indices.shape), last))
-        return (flat.view(K, B, H, W, C).permute(0, 1, 4, 2, 3) if last else flat.view(K, *shape),)
+        return (flat.view(K, B, *image, C).permute(0, 1, 4, 2, 3) if last else flat.view(K, *shape),)
 
     def push(self, saved, parameters, xdots):
         indices, shape, last = saved
-        K, (B, C, h, w) = len(xdots[0]), indices.shape
+        K, (B, C, *image) = len(xdots[0]), indices.shape
         index = flat_pixels(indices.unsqueeze(0), last).expand(K, *(-1,) * 3)
-        xdot = xdots[0].reshape(K, B, C, *shape[-2:])
+        xdot = xdots[0].reshape(K, B, C, *shape[-self.dims :])
         ydot = flat_pixels(xdot, last).gather(2 if last else 3, index)
-        return ydot.view(K, B, h, w, C).permute(0, 1, 4, 2, 3) if last else ydot.view(K, *shape[:-2], h, w)
+        return ydot.view(K, B, *image, C).permute(0, 1, 4, 2, 3) if last else ydot.view(K, *shape[: -self.dims], *image)
 
 
 class AveragePool(Rule):
@@ -96,66 +101,85 @@ class AveragePool(Rule):
 
 
 def flat_pixels(stack: Tensor, last: bool) -> Tensor:
-    """A stack ``[K, B, C, H, W]`` as ``[K, B, C, H * W]``, or ``[K, B, H * W, C]`` if the channels are to be last."""
+    """A stack ``[K, B, C, *image]`` as ``[K, B, C, pixels]``, or ``[K, B, pixels, C]`` if the channels are last."""
     return stack.permute(0, 1, 3, 4, 2).flatten(2, 3) if last else stack.flatten(3)
 
 
-@function(functional.max_pool2d, torch.max_pool2d)
-def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+def max_pool(dims: int, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     if return_indices:
         return "it returns indices"
-    windows = (each(kernel_size, 2), each(stride or kernel_size, 2), each(padding, 2))
-    settings = (*windows, each(dilation, 2), ceil_mode)
-    shape = Windows(*map(tuple, windows)) if each(dilation, 2) == [1, 1] and not ceil_mode else None
-    return Call(MaxPool(lambda x: aten.max_pool2d_with_indices(x, *settings), shape), (input,))
+    windows = (each(kernel_size, dims), each(stride or kernel_size, dims), each(padding, dims))
+    settings = (*windows, each(dilation, dims), ceil_mode)
+    plain = dims == 2 and each(dilation, 2) == [1, 1] and not ceil_mode
+    pool = getattr(aten, f"max_pool{dims}d_with_indices")
+    rule = MaxPool(lambda x: pool(x, *settings), Windows(*map(tuple, windows)) if plain else None, dims)
+    return Call(rule, (input,))
 
 
-@function(functional.avg_pool2d)
-def avg_pool2d(
-    input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+def average_pool(
+    dims: int,
+    input,
+    kernel_size,
+    stride=None,
+    padding=0,
+    ceil_mode=False,
+    count_include_pad=True,
+    divisor_override=None,
 ):
-    windows = (each(kernel_size, 2), each(stride or kernel_size, 2), each(padding, 2))
+    if dims == 1:
+        windows = [(1, *each(kernel_size, 1)), (1, *each(stride or kernel_size, 1)), (0, *each(padding, 1))]
+        return as_images(average_pool, input, *windows, ceil_mode, count_include_pad)
+    windows = (each(kernel_size, dims), each(stride or kernel_size, dims), each(padding, dims))
     settings = (*windows, ceil_mode, count_include_pad, divisor_override)
     whole = not ceil_mode and divisor_override is None and (count_include_pad or windows[2] == [0, 0])
-    pool = AveragePool(
-        lambda x: aten.avg_pool2d(x, *settings),
-        lambda u, x: aten.avg_pool2d_backward(u, x, *settings),
-        Windows(*map(tuple, windows)) if whole else None,
+    pool, backward = getattr(aten, f"avg_pool{dims}d"), getattr(aten, f"avg_pool{dims}d_backward")
+    rule = AveragePool(
+        lambda x: pool(x, *settings),
+        lambda u, x: backward(u, x, *settings),
+        Windows(*map(tuple, windows)) if whole and dims == 2 else None,
     )
-    return Call(pool, (input,))
+    return Call(rule, (input,))
 
 
-@function(functional.adaptive_avg_pool2d)
-def adaptive_avg_pool2d(input, output_size):
-    pool = AveragePool(lambda x: functional.adaptive_avg_pool2d(x, output_size), aten._adaptive_avg_pool2d_backward)
-    return Call(pool, (input,))
+def adaptive_average_pool(dims: int, input, output_size):
+    if dims == 1:
+        return as_images(adaptive_average_pool, input, (1, *each(output_size, 1)))
+    pool = getattr(functional, f"adaptive_avg_pool{dims}d")
+    backward = getattr(aten, f"_adaptive_avg_pool{dims}d_backward")
+    return Call(AveragePool(lambda x: pool(x, output_size), backward), (input,))
 
 
-@function(functional.adaptive_max_pool2d)
-def adaptive_max_pool2d(input, output_size, return_indices=False):
+def adaptive_max_pool(dims: int, input, output_size, return_indices=False):
     if return_indices:
         return "it returns indices"
-    pool = MaxPool(lambda x: functional.adaptive_max_pool2d_with_indices(x, output_size))
-    return Call(pool, (input,))
+    pool = getattr(functional, f"adaptive_max_pool{dims}d_with_indices")
+    return Call(MaxPool(lambda x: pool(x, output_size), dims=dims), (input,))
 
 
-@module(nn.MaxPool2d)
-def max_pool2d_module(layer, x, parameter):
-    windows = layer.kernel_size, layer.stride, layer.padding, layer.dilation
-    return max_pool2d(x, *windows, layer.ceil_mode, layer.return_indices)
+def as_images(pool: Callable, input, *settings):
+    """Pooling of sequences as that of images of height one."""
+    return reshaping(torch.squeeze, pool(2, reshaping(torch.unsqueeze, input, -2), *settings), -2)
 
 
-@module(nn.AvgPool2d)
-def avg_pool2d_module(layer, x, parameter):
-    settings = layer.ceil_mode, layer.count_include_pad, layer.divisor_override
-    return avg_pool2d(x, layer.kernel_size, layer.stride, layer.padding, *settings)
+# The functions, and how modules' settings become arguments.
 
+MAX = max_pool, "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"
+AVERAGE = average_pool, "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"
+KINDS = (
+    ("max_pool", "MaxPool", (1, 2, 3), *MAX),
+    ("avg_pool", "AvgPool", (1,), *AVERAGE),
+    ("avg_pool", "AvgPool", (2, 3), *AVERAGE, "divisor_override"),
+    ("adaptive_avg_pool", "AdaptiveAvgPool", (1, 2, 3), adaptive_average_pool, "output_size"),
+    ("adaptive_max_pool", "AdaptiveMaxPool", (1, 2, 3), adaptive_max_pool, "output_size", "return_indices"),
+)
 
-@module(nn.AdaptiveAvgPool2d)
-def adaptive_avg_pool2d_module(layer, x, parameter):
-    return adaptive_avg_pool2d(x, layer.output_size)
+for function_name, module_name, numbers, entry, *settings in KINDS:
+    spaces = (functional,) if entry is adaptive_max_pool else (functional, torch)  # torch's own returns indices, too
+    for dims in numbers:
+        name, pool = f"{function_name}{dims}d", partial(entry, dims)
+        function(*(getattr(space, name) for space in spaces if hasattr(space, name)))(pool)
 
+        def from_settings(layer, x, parameter, pool=pool, settings=settings):
+            return pool(x, *(getattr(layer, name) for name in settings))
 
-@module(nn.AdaptiveMaxPool2d)
-def adaptive_max_pool2d_module(layer, x, parameter):
-    return adaptive_max_pool2d(x, layer.output_size, layer.return_indices)
+        module(getattr(nn, f"{module_name}{dims}d"))(from_settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from gradreg_fast.rules.activation import sigmoid
 from gradreg_fast.rules.base import Rule, dot_stacks
 from gradreg_fast.rules.call import Call, Parameter, function, is_real, module
 from gradreg_fast.rules.index import cutting
-from gradreg_fast.rules.merge import Affine, add, broadcastable, unbroadcast
+from gradreg_fast.rules.merge import Affine, add, broadcastable, combine, sub, unbroadcast
 from gradreg_fast.rules.pointwise import smooth
 
 
@@ -124,6 +125,10 @@ class MatrixProduct(Multilinear):
         matrices[j] = broadcastable(as_matrix(xdot, j, 1), max(matrix.dim() for matrix in matrices))
         return torch.matmul(*matrices).reshape(len(xdot), *shape)
 
+    def flops(self, parameters, shape, inputs):
+        first = parameters[0].shape if self.places[0] else inputs[0]
+        return 2 * shape.numel() * first[-1]
+
     def transposed(self, operands, j, u):
         a, b = (as_matrix(operand, i) for i, operand in enumerate(operands))
         u = u.reshape(len(u), *u.shape[1 : 1 + max(a.dim(), b.dim()) - 2], a.shape[-2], b.shape[-1])
@@ -181,6 +186,16 @@ class Einsum(Multilinear):
     def _like(self, operand: Tensor, result: Tensor, stacked: int) -> Tensor:
         """Where dimensions of size one were broadcast, sum over them."""
         return result.sum_to_size(*result.shape[:stacked], *operand.shape)
+
+    def flops(self, parameters, shape, inputs):
+        given = self._operands(inputs, [p.shape for p in parameters])
+        sizes = {}
+        for subscript, operand in zip((*self.subscripts, self.result), (*given, shape), strict=True):
+            before, _, after = subscript.partition("...")
+            named = zip(before + after, (*operand[: len(before)], *operand[len(operand) - len(after) :]), strict=True)
+            sizes.update({letter: max(size, sizes.get(letter, 1)) for letter, size in named})
+        summed = math.prod(size for letter, size in sizes.items() if letter not in self.result)
+        return 2 * shape.numel() * summed if len(given) > 1 else 0
 
 
 class Bilinear(Einsum):
@@ -277,9 +292,29 @@ def div(input, other):
     return Call(Quotient(), (input, other))
 
 
+@function(torch.addcmul, "addcmul", "addcmul_")
+def addcmul(input, tensor1, tensor2, *, value=1):
+    return combine(input, 1, mul(tensor1, tensor2), value)
+
+
+@function(torch.addcdiv, "addcdiv", "addcdiv_")
+def addcdiv(input, tensor1, tensor2, *, value=1):
+    return combine(input, 1, div(tensor1, tensor2), value)
+
+
+@function(torch.lerp, "lerp", "lerp_")
+def lerp(input, end, weight):
+    return add(input, mul(sub(end, input), weight))
+
+
 @function(torch.matmul, torch.bmm, torch.mm, operator.matmul, "matmul", "bmm", "mm")
 def matmul(input, other):
     return multilinear(MatrixProduct, (input, other))
+
+
+@function(torch.addmm, torch.baddbmm, "addmm", "baddbmm")
+def addmm(input, left, right, *, beta=1, alpha=1):
+    return combine(input, beta, matmul(left, right), alpha)
 
 
 @function(torch.einsum)

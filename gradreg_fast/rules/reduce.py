@@ -12,8 +12,10 @@ from torch.nn import functional
 
 from gradreg_fast.rules.base import Rule, dot_stacks
 from gradreg_fast.rules.call import Call, Several, function
-from gradreg_fast.rules.pointwise import clamp
-from gradreg_fast.rules.product import div
+from gradreg_fast.rules.merge import add, maximum, minimum, sub
+from gradreg_fast.rules.pointwise import absolute, clamp
+from gradreg_fast.rules.product import div, mul
+from gradreg_fast.rules.shape import reshaping
 
 
 class Reduction(Rule):
@@ -265,8 +267,27 @@ def spread(rule: type[Reduction], input, dim, unbiased, keepdim, correction):
     return Call(rule(dim, keepdim, int(unbiased) if correction is None else correction), (input,))
 
 
+@function(torch.var_mean)
+def var_mean(input, dim=None, unbiased=True, keepdim=False, *, correction=None):
+    return with_mean(var, input, dim, unbiased, keepdim, correction)
+
+
+@function(torch.std_mean)
+def std_mean(input, dim=None, unbiased=True, keepdim=False, *, correction=None):
+    return with_mean(std, input, dim, unbiased, keepdim, correction)
+
+
+def with_mean(spread: Callable, input, dim, unbiased, keepdim, correction):
+    average = mean(input, None if isinstance(dim, bool) else dim, keepdim)
+    calls = spread(input, dim, unbiased, keepdim, correction=correction), average
+    return Several(lambda number: calls[number], calls[0])
+
+
 @function(torch.norm, "norm")
 def norm(input, p="fro", dim=None, keepdim=False, out=None, dtype=None):
+    if out is None and dtype is None and p in (1, math.inf):
+        rule = Sum(dim, keepdim) if p == 1 else Extremum(dim, keepdim, torch.amax)
+        return Call(rule, (absolute(input),))
     if p not in (2, "fro") or out is not None or dtype is not None:
         return f"a norm of order {p}, or with another dtype, has no rule"
     return Call(Norm(dim, keepdim), (input,))
@@ -290,6 +311,21 @@ def normalize(input, p=2.0, dim=1, eps=1e-12, out=None):
     return length if isinstance(length, str) else div(input, clamp(length, eps))
 
 
+@function(functional.cosine_similarity, torch.cosine_similarity)
+def cosine_similarity(x1, x2, dim=1, eps=1e-8):
+    return sum_(mul(normalize(x1, 2, dim, eps), normalize(x2, 2, dim, eps)), dim)
+
+
+@function(functional.pairwise_distance, torch.pairwise_distance)
+def pairwise_distance(x1, x2, p=2.0, eps=1e-6, keepdim=False):
+    return norm(add(sub(x1, x2), eps), p, -1, keepdim)
+
+
+@function(torch.cdist)
+def cdist(x1, x2, p=2.0, compute_mode=None):
+    return norm(sub(reshaping(torch.unsqueeze, x1, -2), reshaping(torch.unsqueeze, x2, -3)), p, -1)
+
+
 @function(torch.logsumexp, "logsumexp")
 def logsumexp(input, dim, keepdim=False):
     return Call(LogSumExp(dim, keepdim), (input,))
@@ -305,11 +341,11 @@ def amin(input, dim=None, keepdim=False):
     return Call(Extremum(dim, keepdim, torch.amin), (input,))
 
 
-def extremum(name: str, whole: Callable, input, dim=None, keepdim=False):
+def extremum(name: str, whole: Callable, pair: Callable, input, dim=None, keepdim=False):
     if dim is None:
         return whole(input)
     if not isinstance(dim, int):
-        return f"{name} of two tensors has no rule"
+        return pair(input, dim)
 
     def member(which: int | str) -> Call | str:
         if which in (0, "values"):
@@ -319,5 +355,5 @@ def extremum(name: str, whole: Callable, input, dim=None, keepdim=False):
     return Several(member, member(0))
 
 
-for name, whole in (("max", amax), ("min", amin)):
-    function(getattr(torch, name), name)(partial(extremum, name, whole))
+for name, whole, pair in (("max", amax, maximum), ("min", amin, minimum)):
+    function(getattr(torch, name), name)(partial(extremum, name, whole, pair))

@@ -12,6 +12,8 @@ from torch.nn import functional
 from gradreg_fast.rules import (
     activation,
     attention,
+    choice,
+    constant,
     conv,
     index,
     linear,
@@ -31,6 +33,7 @@ from gradreg_fast.rules.call import (
     MODULES,
     NAMED,
     Call,
+    Constant,
     Parameter,
     Plain,
     Several,
@@ -55,7 +58,9 @@ FILES = (
     product,
     reduce,
     index,
+    choice,
     shape,
+    constant,
 )
 
 SPELLINGS = {
@@ -67,6 +72,12 @@ SPELLINGS = {
     **dict.fromkeys((operator.truediv, operator.itruediv), "/"),
     **dict.fromkeys((operator.pow, operator.ipow), "**"),
     operator.matmul: "@",
+    operator.gt: ">",
+    operator.lt: "<",
+    operator.ge: ">=",
+    operator.le: "<=",
+    operator.eq: "==",
+    operator.ne: "!=",
     functional.logsigmoid: "logsigmoid",
     torch.special.expit: "special.expit",
 }
@@ -76,6 +87,7 @@ __all__ = [
     "MODULES",
     "NAMED",
     "Call",
+    "Constant",
     "Parameter",
     "Plain",
     "Several",

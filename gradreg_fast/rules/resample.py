@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from gradreg_fast.rules.call import Call, Plain, collect, each, function, module, settle
+from gradreg_fast.rules.call import Call, Plain, collect, each, fill, function, module, settle
 from gradreg_fast.rules.shape import LinearMap
 
 aten = torch.ops.aten
@@ -113,6 +113,25 @@ def unfold(input, kernel_size, dilation=1, padding=0, stride=1):
 
     rule = LinearMap(lambda x: functional.unfold(x, kernel_size, dilation, padding, stride), fold, (1,))
     return Call(rule, (input,))
+
+
+@function(functional.fold)
+def fold(input, output_size, kernel_size, dilation=1, padding=0, stride=1):
+    settings = kernel_size, dilation, padding, stride
+    read = list(dict.fromkeys(collect(Plain, output_size)))
+
+    def folded(x, *extras):
+        return functional.fold(x, fill(output_size, dict(zip(read, extras, strict=True))), *settings)
+
+    def unfolded(u, shape, *extras):
+        return functional.unfold(u, *settings)
+
+    return Call(LinearMap(folded, unfolded, (1, 2)), (input,), (), read)
+
+
+@module(nn.Fold)
+def fold_module(layer, x, parameter):
+    return fold(x, layer.output_size, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
 
 
 @module(nn.Unfold)

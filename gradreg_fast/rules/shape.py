@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradreg_fast.rules.base import Rule, is_channels_last, map_members, shared_rows
-from gradreg_fast.rules.call import Call, Several, function, module, settle
+from gradreg_fast.rules.call import Call, Constant, Parameter, Several, function, module, settle
 
 
 class Reshape(Rule):
@@ -62,11 +62,7 @@ class Permute(Rule):
         return self.function(x), (self._order(x.dim()),)
 
     def pull(self, saved, parameters, u):
-        (order,) = saved
-        inverse = [0] * len(order)
-        for to, source in enumerate(order):
-            inverse[source] = to
-        return (permute_stack(u, inverse),)
+        return (permute_stack(u, inverse_of(saved[0])),)
 
     def push(self, saved, parameters, xdots):
         return permute_stack(xdots[0], saved[0])
@@ -119,11 +115,45 @@ class LinearMap(Rule):
         return map_members(lambda x: self.function(x, *extras), xdots[0], rows)
 
 
+class To(Rule):
+    """Another dtype or device.
+
+    Args:
+        function: called as ``function(x, *parameters, *extras)``.
+    """
+
+    aliases = True
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+
+    def forward(self, inputs, parameters, extras):
+        (x,) = inputs
+        y = self.function(x, *parameters, *extras)
+        if not y.is_floating_point():
+            raise TypeError(f"a network's values must stay floating-point numbers, got {y.dtype}")
+        return y, (x.dtype, x.device, y.dtype, y.device)
+
+    def pull(self, saved, parameters, u):
+        return (u.to(saved[1], saved[0]),)
+
+    def push(self, saved, parameters, xdots):
+        return xdots[0].to(saved[3], saved[2])
+
+
 def reshape_stack(stack: Tensor, shape: torch.Size) -> Tensor:
     """A stack ``[K, *any]`` as ``[K, *shape]``; rows that samples share stay shared where the batch stays first."""
     if stack.shape[1] == shape[0] and shared_rows(stack):
         return stack[:, :1].reshape(len(stack), 1, *shape[1:]).expand(len(stack), *shape)
     return stack.reshape(len(stack), *shape)
+
+
+def inverse_of(order: Sequence[int]) -> list[int]:
+    """The permutation that undoes another."""
+    inverse = [0] * len(order)
+    for to, source in enumerate(order):
+        inverse[source] = to
+    return inverse
 
 
 def permute_stack(stack: Tensor, order) -> Tensor:
@@ -144,9 +174,33 @@ for name in ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"):
     function(name)(partial(reshaping, getattr(Tensor, "reshape" if name == "view" else name)))
     if name != "view":
         function(getattr(torch, name))(partial(reshaping, getattr(torch, name)))
+for target in (Tensor.reshape_as, Tensor.view_as):
+    function(target.__name__)(partial(reshaping, Tensor.reshape_as))
+function(torch.ravel, "ravel")(partial(reshaping, torch.ravel))
 for name in ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t"):
     for target in (getattr(torch, name), getattr(Tensor, name)):
         function(name if target is getattr(Tensor, name) else target)(partial(permuting, target))
+
+
+for name in ("float", "double", "half", "bfloat16"):
+    function(name)(partial(lambda name, input: Call(To(getattr(Tensor, name)), (input,)), name))
+
+
+@function("to")
+def to(input, *arguments, **keywords):
+    kinds = [kind for kind in (*arguments, *keywords.values()) if isinstance(kind, torch.dtype)]
+    if any(not kind.is_floating_point for kind in kinds):
+        return "its result is not differentiable" if any(kind.is_complex for kind in kinds) else Constant()
+    others = [other for other in (*arguments, *keywords.values()) if isinstance(other, Parameter)]
+    if others:
+        return Call(To(lambda x, other: x.to(other)), (input,), others)
+    settled, read = settle(Tensor.to, arguments, keywords)
+    return Call(To(settled), (input,), (), read)
+
+
+@function("type_as")
+def type_as(input, other):
+    return to(input, other)
 
 
 @function(getattr)

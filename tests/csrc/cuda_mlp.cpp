@@ -4,6 +4,7 @@
 #include <functional>
 #include <vector>
 
+#include "cuda/layerwise.cuh"
 #include "cuda/mlp.cuh"
 
 namespace {
@@ -14,7 +15,8 @@ using namespace gradreg_fast::cuda;
 // What the launcher of csrc/cuda/launch.cuh is on a GPU.
 struct Launcher {
     cuda_on_cpu::Order order;
-    int skipped_barrier;  // of the first launch
+    int skipped_barrier;  // of the first launch, or of all
+    bool in_all = false;
     mutable int launches = 0;
 
     template <class Parameters>
@@ -24,7 +26,7 @@ struct Launcher {
                              {unsigned(threads), 1, 1},
                              size_t(shared_bytes),
                              order,
-                             launches++ ? -1 : skipped_barrier},
+                             launches++ && !in_all ? -1 : skipped_barrier},
                             [&] { kernel(parameters); });
     }
 };
@@ -65,11 +67,55 @@ struct Machine {
     cuda_on_cpu::Order order;
     int skipped_barrier;
     int missing_bytes;  // of shared memory
+    bool layerwise;
 };
+
+// Launches with less shared memory than asked for.
+struct Cramped {
+    Launcher launcher;
+    int missing_bytes;
+
+    template <class Kernel, class Parameters>
+    void operator()(Kernel kernel, int columns, int rows, int shared_bytes, const Parameters& parameters) const {
+        launcher(kernel, columns, rows, std::max(shared_bytes - missing_bytes, 0), parameters);
+    }
+};
+
+template <class Arithmetic>
+auto layerwise(const Machine& machine) {
+    const Cramped launch{{machine.order, machine.skipped_barrier, true}, machine.missing_bytes};
+    return Layerwise<Arithmetic, Cramped>(machine.device, launch);
+}
+
+template <class Arithmetic, class S>
+void run_forward_layerwise(ForwardPull<S>& p, S* kept, const Machine& machine) {
+    LayerwiseMemory<S> also;
+    Memory<char> own(p.keep ? 0 : place_layers(p, also, false, nullptr));
+    place_layers(p, also, p.keep, p.keep ? reinterpret_cast<char*>(kept) : own.pointer.get());
+    S* top;
+    Wide<S>* scratch;
+    Memory<char> workspace(place_top(p, nullptr, top, scratch));
+    layerwise<Arithmetic>(machine).forward_pull(p, also, workspace.pointer.get());
+}
+
+template <class Arithmetic, class S>
+void run_backward_layerwise(PushAdjoint<S>& p, S* kept, const Machine& machine) {
+    LayerwiseMemory<S> also;
+    place_layers(p, also, true, reinterpret_cast<char*>(kept));
+    int size;
+    plan_layerwise(p, p.gbar != nullptr, machine.device, size);
+    LayerwiseWorkspace<S> space;
+    Memory<char> workspace(place_layerwise(p, nullptr, space));
+    layerwise<Arithmetic>(machine).push_adjoint(p, also, workspace.pointer.get(), size);
+}
 
 // Rows of a tile, or 0 where the network does not fit.
 template <class Arithmetic, class S>
 int run_forward(ForwardPull<S>& p, S* kept, const Machine& machine) {
+    if (machine.layerwise) {
+        run_forward_layerwise<Arithmetic>(p, kept, machine);
+        return 1;
+    }
     Plan plan;
     if (!plan_tiles(p, false, machine.device, plan)) return 0;
     std::unique_ptr<Memory<S>> states;
@@ -86,6 +132,10 @@ int run_forward(ForwardPull<S>& p, S* kept, const Machine& machine) {
 
 template <class Arithmetic, class S>
 int run_backward(PushAdjoint<S>& p, S* kept, const Machine& machine) {
+    if (machine.layerwise) {
+        run_backward_layerwise<Arithmetic>(p, kept, machine);
+        return 1;
+    }
     Plan plan;
     place_kept(p, kept);
     if (!plan_push_adjoint(p, p.gbar != nullptr, machine.device, plan)) return 0;
@@ -204,20 +254,34 @@ int with_arithmetic(const std::string& name, Function&& function) {
 PYBIND11_MODULE(cuda_mlp, module) {
     namespace py = pybind11;
     py::class_<Machine>(module, "Machine")
-        .def(py::init([](int multiprocessors, int shared_bytes, int order, int skipped_barrier, int missing_bytes) {
-                 return Machine{
-                     {multiprocessors, shared_bytes}, cuda_on_cpu::Order(order), skipped_barrier, missing_bytes};
+        .def(py::init([](int multiprocessors, int shared_bytes, int order, int skipped_barrier, int missing_bytes,
+                         bool layerwise) {
+                 return Machine{{multiprocessors, shared_bytes},
+                                cuda_on_cpu::Order(order),
+                                skipped_barrier,
+                                missing_bytes,
+                                layerwise};
              }),
              py::arg("multiprocessors") = 2, py::arg("shared_bytes") = 227 << 10, py::arg("order") = 0,
-             py::arg("skipped_barrier") = -1, py::arg("missing_bytes") = 0);
+             py::arg("skipped_barrier") = -1, py::arg("missing_bytes") = 0, py::arg("layerwise") = false);
     py::class_<Sizes>(module, "Sizes")
         .def(py::init([](std::vector<int> widths, std::vector<int> kinds, std::vector<double> settings, int64_t rows,
                          int stack, int loss,
                          bool unit_seed) { return Sizes{widths, kinds, settings, rows, stack, loss, unit_seed}; }))
-        .def("kept_size", [](const Sizes& sizes) {
-            Network<float> network{};
-            describe(sizes, network);
-            return kept_size(network);
+        .def("kept_size",
+             [](const Sizes& sizes) {
+                 Network<float> network{};
+                 describe(sizes, network);
+                 return kept_size(network);
+             })
+        .def("kept_layers", [](const Sizes& sizes, const std::string& arithmetic) {
+            return with_arithmetic(arithmetic, [&](auto name) {
+                using S = typename decltype(name)::Storage;
+                Network<S> network{};
+                describe(sizes, network);
+                LayerwiseMemory<S> also;
+                return int(place_layers(network, also, true, nullptr) / sizeof(S));
+            });
         });
     module.def("forward_pull",
                [](const std::string& arithmetic, const Machine& machine, const Sizes& sizes,

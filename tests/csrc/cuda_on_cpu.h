@@ -2,16 +2,18 @@
 //
 //   cuda_on_cpu::launch({grid, block, shared_bytes, order}, [&] { kernel<...>(arguments...); });
 //
-// runs the blocks one after another, and the threads of each in turns, from barrier to barrier, in the order asked for.
-// What a missing barrier lets through in one order shows in another. Shared memory is made anew for each block, filled
-// with bytes that are NaN in every format; bytes written around it are noticed, and AddressSanitizer sees its exact
-// size. `launch` throws std::runtime_error where threads wait for each other in vain, leave while others wait at a
-// barrier, or write beyond shared memory. A launch can be told to pass over one of the kernel's barriers: a test that
-// does not see the difference proves nothing, or that the barrier is not needed.
+// runs the blocks one after another, and the threads of each in turns, from barrier to barrier, in the order asked for:
+// a warp after another, each as far as it gets, from the first or from the last; or all threads, shuffled, some warps
+// slower than others. What a missing barrier lets through in one order shows in another. Shared memory is made anew for
+// each block, filled with bytes that are NaN in every format; bytes written around it are noticed, and AddressSanitizer
+// sees its exact size. `launch` throws std::runtime_error where threads wait for each other in vain, leave while others
+// wait at a barrier, or write beyond shared memory. A launch can be told to pass over one of the kernel's barriers: a
+// test that does not see the difference proves nothing, or that the barrier is not needed.
 //
 // There are: threadIdx, blockIdx, blockDim, gridDim; dynamic and static shared memory (two macros, below);
-// __syncthreads, __syncwarp, shuffles of whole warps, atomicAdd; mma.sync of tf32, bfloat16 and float16 and the
-// rounding to these. wgmma, TMA and asynchronous copies are out of reach. x86-64 and GCC.
+// __syncthreads, __syncwarp, shuffles of whole warps, atomicAdd; mma.sync of tf32, bfloat16 and float16, the rounding
+// to these, and ldmatrix; cp.async, which copies at once if threads run forward, else when the thread waits for it.
+// wgmma and TMA are out of reach. x86-64 and GCC.
 
 #pragma once
 
@@ -112,13 +114,27 @@ class Guarded {
 
 enum class State { Ready, AtWarpBarrier, AtBlockBarrier, Done };
 
+// An asynchronous copy that is under way; null: zeros.
+struct Copy {
+    void* to;
+    const void* from;
+    int bytes;
+    void land() const {
+        if (from)
+            std::memcpy(to, from, bytes);
+        else
+            std::memset(to, 0, bytes);
+    }
+};
+
 struct Fiber {
     void* stack_pointer;
     char* stack;
     dim3 thread;
     int linear;
     State state;
-    int barriers;  // met so far
+    int barriers;                           // met so far
+    std::vector<std::vector<Copy>> copies;  // groups, the last one open
 };
 
 struct Warp {
@@ -133,6 +149,7 @@ struct Block {
     std::vector<Warp> warps;
     int waiting = 0, done = 0;
     int skipped_barrier;
+    Order order;
     const char* fault = nullptr;
     const std::function<void()>* kernel;
 
@@ -232,7 +249,7 @@ inline Fiber new_fiber(int linear, dim3 thread) {
     *--top = reinterpret_cast<void*>(&enter);
     for (int saved = 0; saved < 6; ++saved)
         *--top = nullptr;
-    return {top, stack, thread, linear, State::Ready, 0};
+    return {top, stack, thread, linear, State::Ready, 0, {{}}};
 }
 
 inline void release(Block& block, State from, int first, int count) {
@@ -245,15 +262,33 @@ inline void run_block(Block& block, Order order, std::mt19937& random) {
     std::vector<int> turns(threads);
     std::iota(turns.begin(), turns.end(), 0);
     if (order == Order::Reversed) std::reverse(turns.begin(), turns.end());
+    const bool shuffled = order == Order::Shuffled;
+    const int group = shuffled ? threads : warp_size;  // that go as far as they can before the next do
+    // of warps, eighths: else they would keep step, as far as they meet
+    std::vector<unsigned> pace(block.warps.size());
+    for (unsigned& eighths : pace)
+        eighths = 1 + random() % 8;
+    std::vector<char> rests(pace.size());
     while (block.done < threads) {
-        if (order == Order::Shuffled) std::shuffle(turns.begin(), turns.end(), random);
-        bool progress = false;
-        for (const int i : turns) {
-            if (block.fibers[i].state != State::Ready) continue;
-            resume(block.fibers[i]);
-            if (block.fault) throw std::runtime_error(block.fault);
-            progress = true;
+        if (shuffled) {
+            std::shuffle(turns.begin(), turns.end(), random);
+            for (size_t w = 0; w < pace.size(); ++w)
+                rests[w] = random() % 8 >= pace[w];
         }
+        bool progress = false;
+        for (int first = 0; first < threads; first += group)
+            for (bool again = true; again;) {
+                again = false;
+                for (int turn = first; turn < std::min(first + group, threads); ++turn) {
+                    const int i = turns[turn];
+                    if (block.fibers[i].state != State::Ready) continue;
+                    progress = true;
+                    if (rests[i / warp_size]) continue;
+                    resume(block.fibers[i]);
+                    if (block.fault) throw std::runtime_error(block.fault);
+                    again = !shuffled;
+                }
+            }
         if (!progress)
             throw std::runtime_error(block.done ? "a thread left while others wait at a barrier"
                                                 : "threads wait at different barriers");
@@ -272,6 +307,7 @@ inline void launch(const Launch& launch, const std::function<void()>& kernel) {
                     index / launch.grid.x / launch.grid.y};
         Block block{Guarded(launch.shared_bytes), {}, {}, std::vector<Warp>((threads + warp_size - 1) / warp_size)};
         block.skipped_barrier = launch.skipped_barrier;
+        block.order = launch.order;
         block.kernel = &kernel;
         for (int i = 0; i < threads; ++i) {
             const unsigned t = unsigned(i), width = launch.block.x, height = launch.block.y;
@@ -427,6 +463,48 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const fl
     }
     __syncwarp();
     std::copy_n(result, 4, d);
+}
+
+// ldmatrix.sync.aligned.m8n8.x4.shared.b16, with .trans if `transposed`: lane 8 i + r gives row r of matrix i, and gets
+// numbers 2 place and 2 place + 1 of its row `group` or, transposed, of its column.
+template <bool transposed>
+void load_matrices(uint32_t (&to)[4], const void* row) {
+    const uint64_t mine = reinterpret_cast<uintptr_t>(row);
+    if (mine % 16) fail("ldmatrix wants addresses that are multiples of 16");
+    std::memcpy(warp().words[lane()], &mine, 8);
+    __syncwarp();
+    const int group = lane() / 4, place = lane() % 4;
+    for (int i = 0; i < 4; ++i)
+        for (int half = 0; half < 2; ++half) {
+            const int line = transposed ? 2 * place + half : group, number = transposed ? group : 2 * place + half;
+            uint64_t from;
+            std::memcpy(&from, warp().words[8 * i + line], 8);
+            uint16_t found;
+            std::memcpy(&found, reinterpret_cast<const char*>(from) + 2 * number, 2);
+            to[i] = half ? to[i] | uint32_t(found) << 16 : found;
+        }
+    __syncwarp();
+}
+
+inline void copy_async(void* to, const void* from, int bytes) {
+    if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
+        fail("asynchronous copies want addresses that are multiples of their size");
+    const Copy copy{to, from, bytes};
+    if (the_block->order == Order::Forward)
+        copy.land();
+    else
+        the_fiber->copies.back().push_back(copy);
+}
+inline void close_copies() {
+    the_fiber->copies.emplace_back();
+}
+inline void wait_for_copies(int still_open) {
+    auto& groups = the_fiber->copies;
+    while (int(groups.size()) > still_open + 1) {
+        for (const Copy& copy : groups.front())
+            copy.land();
+        groups.erase(groups.begin());
+    }
 }
 
 // mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32, which reads the upper 19 bits.

@@ -13,6 +13,7 @@
 #include "cpu/capability.h"
 #include "cpu/conv.h"
 #include "cpu/mlp.h"
+#include "cpu/norm.h"
 
 using namespace gradreg_fast;
 
@@ -275,29 +276,60 @@ void run_all(const ConvKernels<T>& kernels) {
                         run(kernels, inputs, outputs, Pooling(pooling), kind, samples, stack, samples == 17);
 }
 
+// Sums and passes of a normalisation, in every form.
+template <class T>
+void run_all(const NormKernels<T>& kernels) {
+    for (const int64_t channels : {1, 5, 33})
+        for (const int64_t pixels : {1, 7, 40})
+            for (const int64_t K : {1, 2})
+                for (const bool last : {false, true}) {
+                    const int64_t batch = 3, numbers = batch * channels * pixels, count = 4 + 4 * K;
+                    Block<T> x(numbers), mean(channels), u(K * numbers), v(K * numbers), coefficients(count * channels);
+                    Block<T> added(numbers), result(K * numbers), second(numbers);
+                    const NormLayout<T> norm{batch, channels, pixels, last, x.get(), mean.get()};
+                    Block<T> projected(K * projected_sums * channels), meeting(K * meeting_sums * channels);
+                    kernels.sums(norm, nullptr, v.get(), K, 0, norm.lines(), projected.get());
+                    kernels.sums(norm, u.get(), v.get(), K, 0, norm.lines(), meeting.get());
+                    NormPass<T> pass{u.get(), v.get(), K, nullptr, coefficients.get(), result.get(), second.get()};
+                    const auto part = [&](int64_t begin, int64_t end) { kernels.pass(norm, pass, begin, end); };
+                    in_parts(norm.lines(), part);
+                    pass.result = nullptr;
+                    in_parts(norm.lines(), part);
+                    pass = {nullptr,      v.get(), K, K == 1 ? added.get() : nullptr, coefficients.get(),
+                            result.get(), nullptr};
+                    in_parts(norm.lines(), part);
+                }
+}
+
 int main() {
     const Capability capability = cpu_capability();
     run_all(mlp_kernels_baseline<float>());
     run_all(active_kernels_baseline<float>());
     run_all(conv_kernels_baseline<float>());
+    run_all(norm_kernels_baseline<float>());
     run_all(mlp_kernels_baseline<double>());
     run_all(active_kernels_baseline<double>());
     run_all(conv_kernels_baseline<double>());
+    run_all(norm_kernels_baseline<double>());
     if (capability >= Capability::AVX2) {
         run_all(mlp_kernels_avx2<float>());
         run_all(active_kernels_avx2<float>());
         run_all(conv_kernels_avx2<float>());
+        run_all(norm_kernels_avx2<float>());
         run_all(mlp_kernels_avx2<double>());
         run_all(active_kernels_avx2<double>());
         run_all(conv_kernels_avx2<double>());
+        run_all(norm_kernels_avx2<double>());
     }
     if (capability >= Capability::AVX512) {
         run_all(mlp_kernels_avx512<float>());
         run_all(active_kernels_avx512<float>());
         run_all(conv_kernels_avx512<float>());
+        run_all(norm_kernels_avx512<float>());
         run_all(mlp_kernels_avx512<double>());
         run_all(active_kernels_avx512<double>());
         run_all(conv_kernels_avx512<double>());
+        run_all(norm_kernels_avx512<double>());
     }
     std::printf("no errors, up to %s\n", capability_name(capability));
 }

@@ -1,9 +1,6 @@
 """Activations of the compiled kernels: phi, phi' and phi'' over the whole range, against float64."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,7 +8,10 @@ from torch.nn import functional
 
 from gradreg_fast.backend import library
 
-pytestmark = pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}")
+pytestmark = [
+    pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}"),
+    pytest.mark.each_processor,
+]
 
 ROOT = math.sqrt(2 / math.pi)
 
@@ -112,18 +112,3 @@ def test_not_a_number_and_infinity_are_those_of_pytorch(name, dtype):
     expected = CASES[name][2](z)
     assert torch.equal(value.isnan(), expected.isnan())
     assert torch.equal(value[~value.isnan()], expected[~expected.isnan()])
-
-
-@pytest.mark.parametrize("capability", ["baseline", "avx2"])
-def test_lesser_processors(capability):
-    """This file again, in a process that is told to use fewer instructions."""
-    if os.environ.get("GRADREG_FAST_CPU_CAPABILITY"):
-        pytest.skip("already in that process")
-    env = {**os.environ, "GRADREG_FAST_CPU_CAPABILITY": capability}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout

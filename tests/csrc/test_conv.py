@@ -1,7 +1,5 @@
 """Convolution blocks by compiled kernels: what the tests of the rules, which run with both backends, leave out."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -85,6 +83,7 @@ def test_activations_and_poolings(activation, pooling):
         assert_same(model, x.requires_grad_(), cotangent)
 
 
+@pytest.mark.each_processor
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_against_pytorch_lines(sizes):
     rows, inputs, outputs = sizes
@@ -161,28 +160,9 @@ def test_changed_weights_are_noticed(compiled):
 
 X, WEIGHT, SETTINGS = (9, 2, 8, 7), (5, 2, 3, 2), [3.0, 20.0]
 BLOCKS = {
-    "straight": [1, 1, 0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0],
     "maxima": [2, 1, 1, 2, 1, 1, 1, 2, 2, 2, 2, 0, 0, 1, 1],
     "curved maxima": [2, 1, 1, 2, 1, 2, 1, 3, 2, 2, 2, 1, 1, 3, 0],
-    "curved averages": [1, 1, 1, 1, 1, 1, 3, 2, 2, 2, 2, 0, 0, 4, 1],
 }
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_operations_are_registered_properly(name):
-    options, curved = BLOCKS[name], BLOCKS[name][13] > 2
-    check = {"test_utils": ("test_schema", "test_faketensor")}
-    x, weight, namespace = torch.randn(X), torch.randn(WEIGHT), torch.ops.gradreg_fast
-    torch.library.opcheck(namespace.conv_forward.default, (x, weight, torch.randn(5), options, SETTINGS), **check)
-    y, kept = namespace.conv_forward(x, weight, None, options, SETTINGS)
-    xdot, u = torch.randn(3, *X), torch.randn(3, *y.shape)
-    arguments = (xdot, u, kept, weight, options, SETTINGS, True, curved, True)
-    torch.library.opcheck(namespace.conv_push.default, arguments, **check)
-    torch.library.opcheck(namespace.conv_push.default, (xdot, None, *arguments[2:-2], False, False), **check)
-    second = namespace.conv_push(*arguments)[1] if curved else None
-    arguments = (y.unsqueeze(0), second, x, kept, weight, X, options, SETTINGS, True, True)
-    torch.library.opcheck(namespace.conv_pull.default, arguments, **check)
-    torch.library.opcheck(namespace.conv_pull.default, (u, None, None, *arguments[3:-1], False), **check)
 
 
 @pytest.mark.parametrize(
@@ -230,10 +210,3 @@ def test_wrong_arguments_of_the_pull_are_named(change, message):
     arguments |= {"options": options, "settings": SETTINGS, "pull": True, "bias": True}
     with pytest.raises(RuntimeError, match=message):
         torch.ops.gradreg_fast.conv_pull(**{**arguments, **change})
-
-
-@pytest.mark.parametrize("capability", ["baseline", "avx2"])
-def test_lesser_processors(capability):
-    """The comparisons with PyTorch again, in a process that is told to use fewer instructions."""
-    files = [__file__, Path(__file__).parents[1] / "test_precision.py"]
-    agreement.assert_passes_on(capability, files, "against_pytorch or convolutional")

@@ -58,6 +58,7 @@ class Problem:
         loss: name of the loss on top.
         target: its target, if not drawn here.
         draw: how numbers are drawn.
+        layerwise: by a product a layer.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class Problem:
         loss=None,
         target=None,
         draw=torch.randn,
+        layerwise=False,
     ):
         torch.manual_seed(0)
         depth, dtype = len(widths) - 1, STORAGE[arithmetic]
         activations = [activations] * (depth - 1) + ["identity"] if isinstance(activations, str) else activations
         self.arithmetic, self.widths, self.rows, self.stack, self.loss = arithmetic, widths, rows, stack, loss
+        self.layerwise = layerwise
         self.phi = [CASES[name][2] for name in activations]
         scale = 1 if draw is not torch.randn else None
         self.weights = [draw(n, d).mul(scale or d**-0.5).to(dtype) for d, n in pairwise(widths)]
@@ -133,7 +136,8 @@ class Problem:
     def run(self, wanted=None, keep=True, **machine):
         """The same by the kernels; of the gradients, those that are wanted."""
         module, depth = native.module("cuda_mlp"), len(self.weights)
-        machine = module.Machine(**machine)
+        layerwise = machine.get("layerwise", self.layerwise)
+        machine = module.Machine(**machine | {"layerwise": layerwise})
         y, g = (
             nothing_like(self.x.new_empty(self.rows, self.widths[-1])),
             self.x.new_empty(self.stack, self.rows, self.widths[0]),
@@ -142,7 +146,8 @@ class Problem:
             nothing_like(g),
             g.new_full((self.rows,), torch.nan, dtype=torch.promote_types(g.dtype, torch.float32)),
         )
-        kept = nothing_like(self.x.new_empty(self.sizes.kept_size())) if keep else None
+        size = self.sizes.kept_layers(self.arithmetic) if layerwise else self.sizes.kept_size()
+        kept = nothing_like(self.x.new_empty(size)) if keep else None
         classes = self.target is not None and self.target.dtype == torch.long
         targets = (pointer(self.target) if classes else 0, 0 if classes else pointer(self.target))
         weights = list(map(pointer, self.weights))

@@ -34,7 +34,7 @@ def test_an_isolated_build_brings_no_torch(pyproject):
 
 
 def test_extras(pyproject):
-    assert set(pyproject["project"]["optional-dependencies"]) == {"test", "bench", "lightning", "dev"}
+    assert set(pyproject["project"]["optional-dependencies"]) == {"test", "bench", "experiments", "lightning", "dev"}
 
 
 def test_one_wheel_serves_every_python(pyproject):

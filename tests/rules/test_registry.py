@@ -108,6 +108,14 @@ LAYERS = {
     "average pool": (IMAGE, lambda: nn.AvgPool2d(2)),
     "adaptive average pool": (IMAGE, lambda: nn.AdaptiveAvgPool2d(2)),
     "adaptive max pool": (IMAGE, lambda: nn.AdaptiveMaxPool2d(2)),
+    "max pool 1d": (SEQUENCE, lambda: nn.MaxPool1d(2, padding=1)),
+    "max pool 3d": (VOLUME, lambda: nn.MaxPool3d(2, 1)),
+    "average pool 1d": (SEQUENCE, lambda: nn.AvgPool1d(3, 2, 1, count_include_pad=False)),
+    "average pool 3d": (VOLUME, lambda: nn.AvgPool3d((1, 2, 3), 1, ceil_mode=True)),
+    "adaptive average pool 1d": (SEQUENCE, lambda: nn.AdaptiveAvgPool1d(4)),
+    "adaptive average pool 3d": (VOLUME, lambda: nn.AdaptiveAvgPool3d((2, 3, 1))),
+    "adaptive max pool 1d": (SEQUENCE, lambda: nn.AdaptiveMaxPool1d(4)),
+    "adaptive max pool 3d": (VOLUME, lambda: nn.AdaptiveMaxPool3d(2)),
     "upsample": (IMAGE, lambda: nn.Upsample(scale_factor=2)),
     "upsample, bilinear": (IMAGE, lambda: nn.Upsample((7, 9), mode="bilinear", align_corners=True)),
     "upsample nearest": (IMAGE, lambda: nn.UpsamplingNearest2d(scale_factor=2)),
@@ -116,6 +124,7 @@ LAYERS = {
     "pixel unshuffle": ((2, 4, 6), lambda: nn.PixelUnshuffle(2)),
     "channel shuffle": (IMAGE, lambda: nn.ChannelShuffle(2)),
     "unfold": (IMAGE, lambda: nn.Unfold((2, 3), padding=1, stride=2)),
+    "fold": (SEQUENCE, lambda: nn.Fold((3, 4), (2, 2), stride=1)),
     "zero pad 1d": (SEQUENCE, lambda: nn.ZeroPad1d((1, 2))),
     "zero pad 2d": (IMAGE, lambda: nn.ZeroPad2d((1, -1, 0, 2))),
     "zero pad 3d": (VOLUME, lambda: nn.ZeroPad3d(1)),
@@ -132,6 +141,9 @@ LAYERS = {
     "circular pad 2d": (IMAGE, lambda: nn.CircularPad2d((1, 2, 0, 3))),
     "circular pad 3d": (VOLUME, lambda: nn.CircularPad3d(1)),
     "dropout": (VECTOR, lambda: nn.Dropout(0.4)),
+    "dropout 1d": (SEQUENCE, lambda: nn.Dropout1d(0.4)),
+    "dropout 2d": (IMAGE, lambda: nn.Dropout2d(0.4)),
+    "dropout 3d": (VOLUME, lambda: nn.Dropout3d(0.4)),
     "identity": (VECTOR, nn.Identity),
     "bilinear": (VECTOR, lambda: Twice(nn.Bilinear(6, 6, 3))),
     "bilinear, no bias": (SEQUENCE, lambda: Twice(nn.Bilinear(6, 6, 3, bias=False))),
@@ -141,10 +153,13 @@ LAYERS = {
 }
 
 UNARY = ["abs", "absolute", "atan", "cos", "cosh", "erf", "exp", "expm1", "neg", "relu", "sigmoid", "sin", "sinh"]
-UNARY += ["square", "tanh"]
-POSITIVE = ["log", "log1p", "reciprocal", "rsqrt", "sqrt"]
+UNARY += ["square", "tan", "tanh", "erfc", "exp2", "asin", "acos", "asinh", "atanh"]
+POSITIVE = ["log", "log1p", "log2", "log10", "reciprocal", "rsqrt", "sqrt", "acosh"]
 IN_PLACE = ["abs", "atan", "cos", "cosh", "erf", "exp", "expm1", "relu", "sigmoid", "sin", "sinh", "square", "tanh"]
-IN_PLACE += POSITIVE
+IN_PLACE += ["tan", "erfc", "exp2", "asin", "acos"]
+COMPARISONS = ["gt", "lt", "ge", "le", "eq", "ne", "isclose"]
+STEPS = ["sign", "floor", "ceil", "round", "trunc", "isnan", "isinf", "isfinite", "logical_not", "argsort"]
+IN_PLACE += [name for name in POSITIVE if name != "acosh"]
 
 
 def calls():
@@ -158,10 +173,187 @@ def calls():
         shift = 2 if name in POSITIVE else 0
         found[name + "_"] = lambda h, t, name=name, shift=shift: getattr(torch, name + "_")(h + shift)
         found[name + "_ method"] = lambda h, t, name=name, shift=shift: getattr(h + shift, name + "_")()
+    for name in COMPARISONS:
+        found[name] = lambda h, t, name=name: h * getattr(torch, name)(h, t.c)
+        found[name + " method"] = lambda h, t, name=name: h * getattr(h, name)(t.c)
+    for name in STEPS:
+        found[name] = lambda h, t, name=name: h * getattr(torch, name)(3 * h)
+        found[name + " method"] = lambda h, t, name=name: h + getattr(3 * h, name)()
     return {name: (VECTOR, function) for name, function in found.items()}
 
 
 CALLS = calls() | {
+    "comparisons": (VECTOR, lambda h, t: h * (h > 0) + (h < t.c) * 2 + (h >= 0.1) * h + (h <= 0) + (h == 1) + (h != 0)),
+    "logic": (
+        VECTOR,
+        lambda h, t: (
+            h * torch.logical_and(h > 0, h < 1)
+            + torch.logical_or(h > 0, h < 0.5).logical_xor(h > 0.2)
+            + torch.logical_xor(h > 0, h < 0.2).logical_and(h < 0.1)
+            + (h > 0).logical_or(h < -0.2)
+        ),
+    ),
+    "logic of values": (
+        VECTOR,
+        lambda h, t: h.logical_and(h > 1) + h * h.logical_or(h) + h.logical_xor(h),
+    ),
+    "positions": (
+        SEQUENCE,
+        lambda h, t: (
+            h * torch.argmax(h, 1, keepdim=True)
+            + h.argmax(2, keepdim=True)
+            + h.argmin(1, keepdim=True)
+            + torch.argmin(h, 1, keepdim=True)
+        ),
+    ),
+    "buckets": (VECTOR, lambda h, t: h * torch.bucketize(h, t.c.sort()[0])),
+    "casts without a derivative": (
+        VECTOR,
+        lambda h, t: h * (9 * h).int() + h.bool() * t.c + h.long() + h.to(torch.uint8),
+    ),
+    "detached": (VECTOR, lambda h, t: h * h.detach() + torch.detach(h * 2) / h.detach().exp() + t.p * h.detach()),
+    "scaled by what is detached": (SEQUENCE, lambda h, t: h / h.detach().norm(dim=1, keepdim=True) - h.detach()),
+    "new tensors": (
+        VECTOR,
+        lambda h, t: (
+            torch.cat([h, torch.zeros_like(h), h.new_ones(h.shape), h.new_full((h.shape[0], 2), 0.5)], 1)
+            + torch.cat([h.new_zeros(h.shape[0], 2), torch.ones_like(h), torch.full_like(h, 2), h], 1)
+        ),
+    ),
+    "new tensors, filled": (
+        VECTOR,
+        lambda h, t: h * torch.empty_like(h).fill_(2) + h.new_empty(h.shape).zero_() + h * h.new_tensor([2.0]),
+    ),
+    "random": (VECTOR, lambda h, t: h * torch.rand_like(h) + torch.randn_like(h)),
+    "where": (
+        SEQUENCE,
+        lambda h, t: torch.where(h > 0, h * h, t.p) + torch.where(t.c > 0, 0.5, h) + h.where(h < 0.3, h.sum(1, True)),
+    ),
+    "where, of two numbers": (VECTOR, lambda h, t: h + torch.where(h > 0, 1.0, 0.0)),
+    "masked": (
+        SEQUENCE,
+        lambda h, t: torch.masked_fill(h, h > 0.2, 0) + h.masked_fill(t.c > 0, -2.0) + (2 * h).masked_fill_(h < 0, 1),
+    ),
+    "masked attention": (
+        SEQUENCE,
+        lambda h, t: (h @ h.mT).masked_fill(t.mask, float("-inf")).softmax(-1) @ h,
+    ),
+    "gather": (
+        SEQUENCE,
+        lambda h, t: torch.gather(h, 1, h.argsort(1)) + h.gather(2, t.i.expand(h.shape[0], 4, 4))[:, :, 1:2],
+    ),
+    "gather, along": (
+        SEQUENCE,
+        lambda h, t: torch.take_along_dim(h, h.argsort(2), 2) + h.take_along_dim(h.argmin(1, True), 1),
+    ),
+    "index select": (SEQUENCE, lambda h, t: torch.index_select(h, 1, t.i) + h.index_select(-1, t.i).mean(2, True)),
+    "index, tensor": (
+        SEQUENCE,
+        lambda h, t: h[:, t.i] + h[..., t.i].mean(-1, True) + h[:, t.i - 3, 1:2] + h[:, t.i, t.i][:, :, None],
+    ),
+    "index, mask": (SEQUENCE, lambda h, t: h[:, :, t.c * 0 == 0][:, :, :2] + h[:, :, :2]),
+    "index, computed": (SEQUENCE, lambda h, t: h[:, torch.arange(h.shape[1]) // 2] * h),
+    "index, samples given": (SEQUENCE, lambda h, t: h + h[torch.zeros(h.shape[0], dtype=torch.long)]),
+    "index add": (
+        SEQUENCE,
+        lambda h, t: (
+            torch.index_add(h, 1, t.i, h * h[:, :1], alpha=2) + h.index_add(2, t.i, h.sin()[:, :, : t.i.shape[0]])
+        ),
+    ),
+    "index add, messages": (SEQUENCE, lambda h, t: h.new_zeros(4, 6).index_add_(0, t.i, h.mean(0)[t.i]) + h),
+    "scatter add": (
+        SEQUENCE,
+        lambda h, t: (
+            torch.scatter_add(h, 1, h.argsort(1), h * h) + torch.zeros_like(h).scatter_add_(2, h.argsort(2), h)
+        ),
+    ),
+    "scatter add, method": (SEQUENCE, lambda h, t: h.scatter_add(1, h.argsort(1), t.p.expand(h.shape))),
+    "diagonal": (SEQUENCE, lambda h, t: torch.diagonal(h, 1, 1, 2) + h.diagonal(dim1=-2, dim2=-1)),
+    "triangles": (SEQUENCE, lambda h, t: torch.tril(h) * torch.triu(h, -1) + h.tril(1) + h.triu()),
+    "products added": (
+        SEQUENCE,
+        lambda h, t: (
+            torch.addcmul(t.p, t.c, h, value=2)
+            + h.addcmul(h, h)
+            + (2 * h).addcmul_(h, t.p)
+            + torch.addcdiv(h, h, t.p)
+            + h.addcdiv(t.p, 2 + h, value=3)
+            + (2 * h).addcdiv_(h, t.p)
+        ),
+    ),
+    "matrix products added": (
+        VECTOR,
+        lambda h, t: (
+            torch.addmm(t.p, h, t.square)
+            + h.addmm(h, t.square, beta=2, alpha=3)
+            + h[None].baddbmm(h[None], t.square[None]).squeeze(0)
+            + torch.baddbmm(h[None], h[None], t.square[None]).squeeze(0)
+        ),
+    ),
+    "interpolated": (VECTOR, lambda h, t: torch.lerp(h, t.c, 0.3) + h.lerp(h * h, t.p) + (2 * h).lerp_(h, 0.1)),
+    "powers of numbers": (VECTOR, lambda h, t: 2**h + torch.pow(0.5, h)),
+    "variance and mean": (
+        SEQUENCE,
+        lambda h, t: torch.var_mean(h, 1)[0] * torch.std_mean(h, dim=1, correction=0)[1] + both(torch.std_mean(h, 1)),
+    ),
+    "norms, other": (SEQUENCE, lambda h, t: h.norm(1, 1) + torch.linalg.vector_norm(h, float("inf"), 1)),
+    "similarities": (
+        SEQUENCE,
+        lambda h, t: (
+            functional.cosine_similarity(h, h.sin() + t.p, 1)
+            + torch.cosine_similarity(h, t.p + 0 * h, 1)
+            + functional.pairwise_distance(h, h * h).mean(1, True)
+            + torch.pairwise_distance(h, t.p).mean(1, True)
+        ),
+    ),
+    "max of two": (VECTOR, lambda h, t: torch.max(h, t.p) + h.min(h * h)),
+    "maximum, parameter": (VECTOR, lambda h, t: torch.maximum(t.p, h) + h.minimum(t.c)),
+    "cat, parameter": (VECTOR, lambda h, t: torch.cat([t.p.expand(h.shape[0], -1), h, t.c.repeat(h.shape[0], 1)], 1)),
+    "sizes": (VECTOR, lambda h, t: h / h.shape[1] + h * (h.shape[1] - 2) - h.shape[1] + (h.shape[1] - h)),
+    "like others": (
+        SEQUENCE,
+        lambda h, t: (
+            h.sum(1, True).expand_as(h) + h.flatten(1).reshape_as(h) + torch.ravel(h).view_as(h) * h.ravel().view_as(h)
+        ),
+    ),
+    "casts": (VECTOR, lambda h, t: h.to(torch.float64) + h.type_as(t.p) * h.to(h.dtype) + h.double() + h.to(h.device)),
+    "casts of others": (VECTOR, lambda h, t: h.type_as(2 * h) + h.to(h * 2)),
+    "tile": (SEQUENCE, lambda h, t: h.tile(2) + torch.tile(h, (2,)) + h.tile((1, 1, 2))),
+    "repeat by sizes": (SEQUENCE, lambda h, t: h.repeat_interleave(h.shape[1], 1)),
+    "windows": (SEQUENCE, lambda h, t: h.unfold(1, 2, 1) * h.unfold(-2, 2, 1).sin()),
+    "fold": (SEQUENCE, lambda h, t: functional.fold(h, (h.shape[1] - 1, 4), (2, 2), stride=1)),
+    "dropout of channels": (
+        IMAGE,
+        lambda h, t: (
+            functional.dropout2d(h, 0.3)
+            + functional.dropout1d(h[:, :, 0], 0.3)[:, :, None]
+            + functional.dropout3d(h[..., None], 0.4)[..., 0]
+            + functional.dropout2d(h, 0.3, False)
+            + torch.dropout(h, 0.2, True)
+        ),
+    ),
+    "pools": (
+        SEQUENCE,
+        lambda h, t: (
+            functional.max_pool1d(h, 2)
+            + torch.max_pool1d(h, 2)
+            + functional.avg_pool1d(h, 2)
+            + torch.avg_pool1d(h, 2)
+            + functional.adaptive_avg_pool1d(h, 3)
+            + torch.adaptive_avg_pool1d(h, 3)
+            + functional.adaptive_max_pool1d(h, 3)
+        ),
+    ),
+    "pools of volumes": (
+        VOLUME,
+        lambda h, t: (
+            functional.max_pool3d(h, 2)
+            + torch.max_pool3d(h, 2)
+            + functional.avg_pool3d(h, 2)
+            + functional.adaptive_avg_pool3d(h, (1, 2, 1))
+            + functional.adaptive_max_pool3d(h, (1, 2, 1))
+        ),
+    ),
     "operator abs": (VECTOR, lambda h, t: abs(h)),
     "operator neg": (VECTOR, lambda h, t: -h),
     "functional relu": (VECTOR, lambda h, t: functional.relu(h) + functional.relu_(h * 2)),
@@ -365,6 +557,8 @@ class Function(nn.Module):
         for name, shape in SHAPES.items():
             setattr(self, name, nn.Parameter(torch.rand(shape) + 0.1))
         self.register_buffer("c", torch.randn(6))
+        self.register_buffer("i", torch.tensor([2, 0, 2, 1]))
+        self.register_buffer("mask", torch.ones(4, 4).tril() == 0)
 
     def forward(self, h):
         return self.function(h, self)
@@ -377,6 +571,11 @@ def in_place(h, p):
     h /= 2
     h **= 2
     return h
+
+
+def both(pair):
+    a, b = pair
+    return a * b
 
 
 def swapped(h):
@@ -471,6 +670,24 @@ def test_hard_sigmoid(make):
     compare(evaluate(gradreg_fast.jacobian_sqnorm, model, [x]), evaluate(jacobian_sqnorm, oracle, [x]))
 
 
+def test_distances():
+    """Eager has no double backward for `torch.cdist`: the formula has."""
+    model = Around(SEQUENCE, Formula(lambda h: torch.cdist(h, h[:, :3].sin() + 1)))
+    oracle = copy.deepcopy(model)
+    oracle.inner = Formula(lambda h: (h.unsqueeze(2) - (h[:, :3].sin() + 1).unsqueeze(1)).norm(dim=-1))
+    assert opaque_reasons(model) == []
+    compare(evaluate(gradreg_fast.value_and_vjp, model, [x := torch.randn(3, 3)]), evaluate(value_and_vjp, oracle, [x]))
+
+
+@pytest.mark.parametrize("name", ["float", "half", "bfloat16"])
+def test_lower_precision_in_between(name):
+    """Rounding once or twice, as eager rounds the terms of a sum, may differ by the lower precision's."""
+    model = Around(VECTOR, Formula(lambda h: getattr(h, name)().double() * h))
+    assert opaque_reasons(model) == []
+    x = torch.randn(3, 3)
+    compare(evaluate(gradreg_fast.value_and_vjp, model, [x]), evaluate(value_and_vjp, model, [x]), rtol=2**-7)
+
+
 class Formula(nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -487,7 +704,7 @@ def test_complete():
         root = tracing._Root(Around(shape, Function(function)), ONE_TENSOR, True)
         traced = tracing._Tracer(root).trace(root)
         targets |= {node.target for node in traced.nodes}
-    assert set(FUNCTIONS) - targets == {functional.hardsigmoid}
+    assert set(FUNCTIONS) - targets == {functional.hardsigmoid, torch.cdist, "float", "half", "bfloat16"}  # above
     assert {name.partition(".")[0] for name in NAMED} == {"timm", "torchvision"}  # in test_merge and test_norm
     modules = {type(module) for _, make in LAYERS.values() for module in make().modules()}
     assert set(MODULES) - modules == {nn.Hardsigmoid}

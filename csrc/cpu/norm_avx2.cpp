@@ -1,0 +1,23 @@
+// The passes of batch normalisation for avx2.
+
+#include "common/math.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma")
+#endif
+
+#include "cpu/norm_passes.h"
+
+namespace gradreg_fast {
+
+template <>
+const NormKernels<float>& norm_kernels_avx2<float>() {
+    return NormPasses<float, 32>::kernels();
+}
+
+template <>
+const NormKernels<double>& norm_kernels_avx2<double>() {
+    return NormPasses<double, 32>::kernels();
+}
+
+}  // namespace gradreg_fast
