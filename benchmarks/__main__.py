@@ -124,6 +124,7 @@ def _parser():
         "models", _models, "Check and time whole architectures (timm's and torchvision's too) on one CPU thread."
     )
     sub.add_argument("--quick", action="store_true", help="a few small ones and rounds, without Inductor")
+    sub.add_argument("--check", action="store_true", help="rules and parity only: time nothing")
     names, peers = list(zoo.ARCHITECTURES), list(zoo.PEERS)
     kept = "all by default; what the others gave into the same folder before is kept"
     sub.add_argument("--only", nargs="+", metavar="NAME", choices=names, help=f"of {', '.join(names)}; {kept}")
@@ -330,6 +331,7 @@ def _models(arguments):
 
     names = arguments.only or (zoo.QUICK if arguments.quick else zoo.ARCHITECTURES)
     peers = arguments.peers or [name for name in zoo.PEERS if not (arguments.quick and name in SLOW_TO_COMPILE)]
+    peers = [] if arguments.check else list(dict.fromkeys((*peers, zoo.Eager.name)))
     console = _console()
     chosen = [zoo.ARCHITECTURES[name] for name in names]
     left_out = [each for each in chosen if zoo.missing(each.package)]
@@ -353,7 +355,7 @@ def _models(arguments):
             def say(what, name=each.name):
                 progress.update(task, description=f"{name}: {what}")
 
-            measured = zoo.measure(each, list(dict.fromkeys((*peers, zoo.Eager.name))), plan, say)
+            measured = zoo.measure(each, peers, plan, say)
             zoo_table.enter(results, each.name, measured)
             report.write(results, path)
             progress.advance(task)

@@ -209,7 +209,7 @@ def tiny_step(results: dict) -> Figure:
 
 def models(results: dict) -> Figure:
     """Time and peak memory of eager's step over those of ours and Inductor's, a line for each architecture."""
-    lines = zoo_table.rows(results)
+    lines = [line for line in zoo_table.rows(results) if line["eager_ms"]]
     figure, panels = plt.subplots(
         1, 2, sharey=True, figsize=(13, 2.4 + 0.27 * len(lines)), width_ratios=(3, 2), layout="constrained"
     )

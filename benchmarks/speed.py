@@ -203,8 +203,8 @@ def interleaved(
 
     repeats = {}
     for name, call in calls.items():
-        visit(call, 1)
-        repeats[name] = max(1, round(plan.visit / visit(call, 2)))
+        seconds = visit(call, 1)
+        repeats[name] = 1 if seconds > plan.visit else max(1, round(plan.visit / visit(call, 2)))
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     start = time.perf_counter()

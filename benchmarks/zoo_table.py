@@ -22,7 +22,7 @@ HEADINGS = ("architecture", "batch", "nodes with a rule", "worst error, train", 
 def enter(results: dict, name: str, measured: dict) -> None:
     """Adds what `zoo.measure` found, with ratios within rounds in the place of the rounds; keeps peers left out now."""
     peers = measured["peers"]
-    eager = peers[Eager.name]
+    eager = peers.get(Eager.name)
     for peer in peers.values():
         if peer["status"] == "ok":
             ratios = [a / b for a, b in zip(eager["seconds"], peer["seconds"], strict=True)]
@@ -56,7 +56,7 @@ def rows(results: dict) -> list[dict]:
             "left_to_autograd": int(measured["left_to_autograd"]),
             "parity_train": max(parity["train"].values()),
             "parity_eval": max(parity["eval"].values()),
-            "eager_ms": 1e3 * peers[Eager.name]["seconds"][1],
+            "eager_ms": 1e3 * peers[Eager.name]["seconds"][1] if Eager.name in peers else "",
             "commit": measured["commit"],
         }
         for peer in NAMES:
@@ -103,7 +103,8 @@ def cells(line: dict) -> list[str]:
     share = f"{line['with_rule']} of {line['nodes']}"
     errors = [f"{float(line[f'parity_{mode}']):.0e}" for mode in ("train", "eval")]
     name = line["architecture"] + ("¹" if line["eager_lacks"] else "")
-    shown = [name, line["batch"].replace(" ", ""), share, *errors, f"{float(line['eager_ms']):.3g}"]
+    milliseconds = f"{float(line['eager_ms']):.3g}" if line["eager_ms"] else "-"
+    shown = [name, line["batch"].replace(" ", ""), share, *errors, milliseconds]
     for figure in ("time", "memory"):
         for peer in NAMES:
             value = line.get(f"{peer}_{figure}")

@@ -230,6 +230,8 @@ def register_fakes(module: ModuleType) -> None:
             z.append((image[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1)
             y.append((z[-1] + 2 * margin[i] - window[i]) // step[i] + 1 if pooling else z[-1])
         maxima = pooling in (1, 2)
+        if like.device.type == "cuda":
+            return y, math.prod(y), 0
         lanes = module.lanes(like.element_size())
         slopes = math.prod(y[1:] if maxima else z) if options[13] else 0
         winners = math.prod(y[1:]) if maxima else 0
@@ -246,13 +248,17 @@ def register_fakes(module: ModuleType) -> None:
     @ops.register_fake("gradreg_fast::conv_forward")
     def conv_forward(x, weight, bias, options, settings):
         y, _, kept = block_sizes(x, x.shape, weight, options)
+        if x.device.type == "cuda":
+            apart = options[13] not in ((0, 1, 4, 5) if settings[0] < 0 else (0, 1, 2, 4, 5))
+            return images(x, y, options), images(x, y, options) if apart else x.new_empty(0)
         return images(x, y, options), x.new_empty(kept)
 
     @ops.register_fake("gradreg_fast::conv_push")
     def conv_push(xdot, u, kept, weight, options, settings, push, curvature, gradient):
         y, slopes, _ = block_sizes(xdot, xdot.shape[1:], weight, options)
         results = [images(xdot, (len(xdot), *y), options)] if push else []
-        results += [xdot.new_empty(slopes)] if curvature else []
+        wide = torch.promote_types(xdot.dtype, torch.float32)
+        results += [xdot.new_empty(slopes, dtype=wide)] if curvature else []
         return results + ([xdot.new_empty(weight.shape)] if gradient else [])
 
     @ops.register_fake("gradreg_fast::conv_pull")

@@ -1,7 +1,8 @@
 """Convolutions and what follows them as nodes for compiled kernels, where those are faster.
 
-A block stands for a convolution, the activation behind it and the pooling behind that, as far as they are there. It is
-a node like any other, and no sweep knows of it. The graph without blocks is its reference in PyTorch lines.
+A block stands for a convolution, the activation behind it and, on the CPU, the pooling behind that, as far as they are
+there. It is a node like any other, and no sweep knows of it. The graph without blocks is its reference in PyTorch
+lines.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from gradreg_fast.rules.activation import Activation
 from gradreg_fast.rules.base import is_plain
 from gradreg_fast.rules.conv import Conv
 from gradreg_fast.rules.conv_block import AVERAGE, MAX, MAX_FIRST, NONE, ConvBlock
+from gradreg_fast.rules.conv_products import ConvProducts
 from gradreg_fast.rules.merge import Add, Affine, Dropout
 from gradreg_fast.rules.norm import BatchNormEval, BatchNormTrain
 from gradreg_fast.rules.pool import AveragePool, MaxPool, Windows
@@ -37,6 +39,16 @@ MOST_CHANNELS = {torch.float32: 256, torch.float64: 4096}
 MOST_SUMS = 8192
 # - Sums of a row, which are computed side by side, at least this: fewer wait for each other.
 LEAST_IN_A_ROW = 8
+
+# On CUDA devices, up to how many channels the kernels take a convolution by themselves, by capability and dtype. By
+# bytes and operations (csrc/cuda/conv.cuh) they can only be ahead of cuDNN where that is far from its best: nowhere,
+# until a GPU has measured it.
+CHANNELS_ON_CUDA: dict[tuple[int, int], dict[torch.dtype, int]] = {}
+
+DTYPES = {
+    "cpp": (torch.float32, torch.float64),
+    "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+}
 
 NO_WINDOWS = Windows((1, 1), (1, 1), (0, 0))
 
@@ -56,15 +68,17 @@ class Run:
 
 def with_blocks(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Graph:
     """The graph with blocks where kernels serve this input, and the backend's choice allows it; remembered."""
-    choice = current()
-    if choice == "torch" or KERNELS.get(x.device.type) != "cpp" or x.dim() != 4 or torch.is_autocast_enabled("cpu"):
+    choice, kernels = current(), KERNELS.get(x.device.type)
+    if choice == "torch" or kernels is None or x.dim() != 4 or torch.is_autocast_enabled(x.device.type):
         return graph
-    convolutions = [tensor for run in runs_of(graph) for tensor in _parameters(graph, run, tensors)]
+    if kernels == "cuda" and not insists(x.device) and not _measured(x):
+        return graph
+    convolutions = [tensor for run in runs_of(graph, kernels) for tensor in _parameters(graph, run, tensors)]
     if any(isinstance(size, torch.SymInt) for size in x.shape):
         return graph  # which is faster depends on it
     if not convolutions or any(not _is_like(tensor, x) for tensor in (x, *convolutions)) or not available(x.device):
         return graph
-    key = ("blocks", x.shape, x.dtype, choice, torch.get_num_threads(), *(tensor.shape for tensor in convolutions))
+    key = (kernels, x.shape, x.dtype, choice, torch.get_num_threads(), *(tensor.shape for tensor in convolutions))
     if key not in graph.plans:
         graph.plans[key] = _rewritten(graph, x, tensors, always=insists(x.device))
     return graph.plans[key]
@@ -77,25 +91,27 @@ def _parameters(graph: Graph, run: Run, tensors: Sequence[Tensor | None]) -> lis
 
 def _is_like(tensor: Tensor, x: Tensor) -> bool:
     """Whether kernels can read this tensor's memory as numbers like those of x."""
-    return is_plain(tensor) and tensor.dtype == x.dtype and x.dtype in (torch.float32, torch.float64)
+    return is_plain(tensor) and tensor.dtype == x.dtype and x.dtype in DTYPES[KERNELS[x.device.type]]
 
 
 def _rewritten(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None], always: bool) -> Graph:
     shapes = shapes_of(graph, x.shape, tensors)
-    nodes, chosen = list(graph.nodes), []
-    for run in runs_of(graph):
+    nodes, chosen, kernels = list(graph.nodes), [], KERNELS[x.device.type]
+    for run in runs_of(graph, kernels):
         first, last = nodes[run.nodes[0]], run.nodes[-1]
         images, weight = shapes[first.inputs[0]], tensors[first.slots[0]]
         sums, result = shapes[run.nodes[0]], shapes[last]
         if images is None or images[1] != weight.shape[1] or min(*sums[2:], *result[2:]) < 1:
             continue  # PyTorch's lines say what is wrong, if anything is
-        if not (always or is_faster(weight, images, sums, pools=sums != result)):
+        if not always and kernels == "cuda" and max(images[1], sums[1]) > _measured(x):
+            continue
+        if not always and kernels == "cpp" and not is_faster(weight, images, sums, pools=sums != result):
             continue
         chosen.append(run)
     if not chosen:
         return graph
     # PyTorch's convolutions are channels last; layouts side by side cost more than either
-    others = sum(isinstance(node.rule, Conv) for node in nodes if node) > len(chosen)
+    others = kernels == "cuda" or sum(isinstance(node.rule, Conv) for node in nodes if node) > len(chosen)
     for run in chosen:
         first = nodes[run.nodes[0]]
         for i in run.nodes:
@@ -126,20 +142,28 @@ def is_faster(weight: Tensor, images: Shape, sums: Shape, pools: bool) -> bool:
     return images[1] * sums[1] <= MOST_CHANNELS[weight.dtype] * filled**3
 
 
-def runs_of(graph: Graph) -> list[Run]:
-    """What blocks can stand for; found once a graph."""
-    if "runs" not in graph.plans:
+def _measured(x: Tensor) -> int:
+    """Up to how many channels CUDA kernels are ahead."""
+    return CHANNELS_ON_CUDA.get(torch.cuda.get_device_capability(x.device), {}).get(x.dtype, 0)
+
+
+def runs_of(graph: Graph, kernels: str = "cpp") -> list[Run]:
+    """What blocks of these kernels can stand for; found once a graph."""
+    key = ("runs", kernels)
+    if key not in graph.plans:
         starts = [i for i, node in enumerate(graph.nodes) if node and type(node.rule) is Conv]
-        runs = [_run(graph, i) for i in starts]
-        graph.plans["runs"] = [run for run in runs if run is not None]
-    return graph.plans["runs"]
+        runs = [_run(graph, i, kernels) for i in starts]
+        graph.plans[key] = [run for run in runs if run is not None]
+    return graph.plans[key]
 
 
-def _run(graph: Graph, start: int) -> Run | None:
+def _run(graph: Graph, start: int, kernels: str) -> Run | None:
     """The longest run that starts with this convolution."""
     conv = graph.nodes[start].rule
     computed = any(slot in graph.computed.values() for slot in graph.nodes[start].slots)
     if conv.groups != 1 or len(conv.stride) != 2 or computed:
+        return None
+    if kernels == "cuda" and any(s > 1 < d for s, d in zip(conv.stride, conv.dilation, strict=True)):
         return None
     measured = {j for node in graph.nodes if node for j in node.extras}
     nodes, activation, pooling, windows = [start], None, NONE, NO_WINDOWS
@@ -152,13 +176,16 @@ def _run(graph: Graph, start: int) -> Run | None:
         if isinstance(rule, Activation) and activation is None and kind_of(rule) is not None and pooling != AVERAGE:
             activation = rule
             pooling = MAX_FIRST if pooling == MAX else pooling
+        elif kernels == "cuda":
+            break
         elif isinstance(rule, (MaxPool, AveragePool)) and pooling == NONE and rule.shape is not None:
             pooling, windows = MAX if isinstance(rule, MaxPool) else AVERAGE, rule.shape
         else:
             break
         nodes.append(readers[0])
     kind, settings = (0, (0.0, 0.0)) if activation is None else kind_of(activation)
-    block = partial(ConvBlock, conv, kind, settings, kind in STRAIGHT, pooling, windows)
+    make = ConvProducts if kernels == "cuda" else ConvBlock
+    block = partial(make, conv, kind, settings, kind in STRAIGHT, pooling, windows)
     return Run(tuple(nodes), block)
 
 

@@ -53,6 +53,13 @@ SOURCES = (
     "cpu/norm_baseline.cpp",
 )
 CUDA_SOURCES = (
+    "cuda/conv.cpp",
+    "cuda/conv.cu",
+    "cuda/conv_bfloat16.cu",
+    "cuda/conv_float16.cu",
+    "cuda/conv_float32.cu",
+    "cuda/conv_float64.cu",
+    "cuda/conv_tf32.cu",
     "cuda/elementwise.cpp",
     "cuda/elementwise.cu",
     "cuda/layer_norm.cpp",

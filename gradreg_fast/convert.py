@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ class Converted:
     def forward(self, *args, **kwargs) -> object:
         """The model's result."""
         plainly = super().forward
-        if not torch.is_grad_enabled() or _left_to_autograd():
+        if not torch.is_grad_enabled() or torch.compiler.is_exporting() or _left_to_autograd():
             return plainly(*args, **kwargs)
         if torch.compiler.is_dynamo_compiling():
             return self._compiled(plainly, args, kwargs)
@@ -125,7 +125,12 @@ def _closed_form(model: Converted, *args, **kwargs) -> Tensor:
 
 @cache
 def _converted_class(kind: type[nn.Module]) -> type:
-    return type(f"Converted{kind.__name__}", (Converted, kind), {"__slots__": ("_original",), "__module__": __name__})
+    @wraps(kind.forward)  # its signature, by which exporters name arguments
+    def forward(self, *args, **kwargs):
+        return Converted.forward(self, *args, **kwargs)
+
+    members = {"__slots__": ("_original",), "__module__": __name__, "forward": forward}
+    return type(f"Converted{kind.__name__}", (Converted, kind), members)
 
 
 def original_of(model: nn.Module) -> nn.Module:

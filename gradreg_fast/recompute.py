@@ -9,6 +9,7 @@ from functools import wraps
 
 import torch
 from torch import nn
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.checkpoint import checkpoint
 
 
@@ -48,16 +49,14 @@ def recomputable(function: Callable) -> Callable:
 
 @contextmanager
 def _unchanged(model: nn.Module, generator: torch.Generator | None, state: torch.Tensor | None) -> Iterator[None]:
-    """Let a generator draw from an earlier state; leave it, and the model's buffers, as they were."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    """Let a generator draw from an earlier state and leave it as it was; let the model change copies of its buffers."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     before = None if generator is None else generator.get_state()
     if generator is not None:
         generator.set_state(state)
     try:
-        yield
+        with _reparametrize_module(model, buffers, tie_weights=True):
+            yield
     finally:
         if generator is not None:
             generator.set_state(before)
-        for buffer, value in buffers:
-            if not torch.equal(buffer, value):  # one that nobody changed may be saved for the backward pass
-                buffer.copy_(value)

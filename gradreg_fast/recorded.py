@@ -32,7 +32,7 @@ from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import HALVES, kernel_for
 from gradreg_fast.planner import adjoints_are_cotangents
 from gradreg_fast.rules.attention import Attention
-from gradreg_fast.rules.base import elements, has_numbers, per_sample
+from gradreg_fast.rules.base import Rule, elements, has_numbers, per_sample
 from gradreg_fast.rules.cast import uncast
 from gradreg_fast.rules.conv import Conv
 from gradreg_fast.rules.conv_block import ConvBlock
@@ -42,13 +42,12 @@ from gradreg_fast.rules.pointwise import Kinked
 # When the closed form is ahead of autograd in user's own lines, by measurements on one thread of a CPU in float32:
 # - what Python takes for a node in a whole step, beyond autograd's own share, and for one that autograd runs;
 NODE_SECONDS, OPAQUE_SECONDS = 1.2e-4, 5e-4
-# - products a second;
-RATE = 7e10
+# - products a second; fewer in the double backward of convolutions;
+RATE, CONVOLUTION_RATE = 7e10, 1e10
 # - products saved, in those of one forward: where adjoints are cotangents, and of convolutions anywhere;
 SCALED_UNITS, CONVOLUTION_UNITS = 2.0, 0.9
 # - a forward's products from which a compiled network with one output is ahead.
 LEAST_COMPILED = 5e6
-WITHOUT_DOUBLE_BACKWARD = (Attention, Kinked)  # in PyTorch, for some of these: never left to autograd
 
 
 def pays(graph: Graph, x: Tensor) -> bool:
@@ -60,7 +59,13 @@ def pays(graph: Graph, x: Tensor) -> bool:
 
 
 def _cost_key(x: Tensor) -> tuple:
-    return "pays", x.shape, x.dtype, x.device
+    return "pays", x.shape, x.dtype, x.device, _without_double_backward()
+
+
+def _without_double_backward() -> tuple[type[Rule], ...]:
+    """What PyTorch cannot differentiate twice, or not in all forms, as it is set now: never left to it."""
+    fused = torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled()  # CPUs', too
+    return (Attention, Kinked) if fused else (Kinked,)
 
 
 def _saves_time(linearization: Linearization) -> bool:
@@ -71,14 +76,15 @@ def _saves_time(linearization: Linearization) -> bool:
     for i, node in enumerate(graph.nodes):
         if node and node.inputs:
             rule = uncast(node.rule)
-            if isinstance(rule, WITHOUT_DOUBLE_BACKWARD):
+            if isinstance(rule, _without_double_backward()):
                 return True
             flops = linearization.flops(i)
             products += flops
             convolutions += flops if isinstance(rule, (Conv, ConvBlock)) else 0
             seconds += OPAQUE_SECONDS if isinstance(rule, Opaque) else NODE_SECONDS
     scaled = adjoints_are_cotangents(linearization)
-    return max(SCALED_UNITS * products * scaled, CONVOLUTION_UNITS * convolutions) > seconds * RATE
+    saved = SCALED_UNITS * products * scaled / RATE, CONVOLUTION_UNITS * convolutions / CONVOLUTION_RATE
+    return max(saved) > seconds
 
 
 def recorded(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:

@@ -37,18 +37,18 @@ def _guard(module: nn.Module) -> None:
 
 @torch._dynamo.assume_constant_result
 def _settings(identity: int) -> tuple[tuple[str, object], ...]:
-    module = _module(identity)
+    module = _alive(identity)
     return ("training", module.training), *settings(module).items()
 
 
 @torch._dynamo.assume_constant_result
 def _register(identity: int) -> None:
     """Let `_call` find the model."""
-    _models[identity] = _module(identity)
+    _models[identity] = _alive(identity)
 
 
-def _module(identity: int) -> nn.Module:
-    """One that is being traced, so alive. To Dynamo of torch 2.11 its identity is a constant, the module is not."""
+def _alive(identity: int) -> nn.Module:
+    """The module that is being called; to Dynamo of torch 2.11 its identity is a constant, and it is not."""
     return ctypes.cast(identity, ctypes.py_object).value
 
 
@@ -64,5 +64,5 @@ def _call(function: str, identity: int, tensors: dict[str, Tensor], args: tuple,
 @torch._dynamo.assume_constant_result
 def has_closed_form(identity: int, args: tuple, kwargs: dict, given: int) -> bool:
     """Whether a converted model that is called like this has a graph that returns one tensor."""
-    graph = graph_of(_module(identity), Signature(args, kwargs, given=given), hooks=False)
+    graph = graph_of(_alive(identity), Signature(args, kwargs, given=given), hooks=False)
     return not graph.whole and graph.has_rules and graph.structure is None

@@ -37,7 +37,7 @@ def remember(tensors: Iterable[Tensor], device: torch.device | None) -> None:
     if restores is None:
         return
     before = [(tensor, tensor.clone()) for tensor in tensors]
-    cuda = device is not None and device.type == "cuda"
+    cuda = device is not None and device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
     states = [None if device is None else torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None]
 
     def restore():

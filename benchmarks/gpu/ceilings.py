@@ -34,10 +34,10 @@ from . import timing
 PRODUCTS = {"bfloat16": (torch.bfloat16, False), "tf32": (torch.float32, True), "float32": (torch.float32, False)}
 PRODUCTS["float64"] = (torch.float64, False)
 ACTIVATIONS = {"ReLU": nn.ReLU, "Tanh": nn.Tanh, "Softplus": nn.Softplus, "SiLU": nn.SiLU, "GELU": nn.GELU}
-NORMS = {  # the module for images with so many channels, and whether a row's second reading is from cache
+NORMS = {  # the module for images with so many channels, and whether its second reading is from cache
     "BatchNorm": (nn.BatchNorm2d, False),
     "GroupNorm": (lambda channels: nn.GroupNorm(8, channels), False),
-    "LayerNorm": (lambda channels: nn.LayerNorm([channels, 32, 32]), True),
+    "LayerNorm": (lambda channels: nn.LayerNorm([channels, 32, 32]), False),
     "LayerNorm, rows of 1024": (lambda channels: nn.LayerNorm(1024), True),
     "RMSNorm, rows of 1024": (lambda channels: nn.RMSNorm(1024), True),
 }

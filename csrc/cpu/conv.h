@@ -12,11 +12,9 @@
 #include <cstdint>
 
 #include "common/activation.h"
+#include "common/pooling.h"
 
 namespace gradreg_fast {
-
-// Average and Max pool phi(z); MaxFirst pools z.
-enum class Pooling : int { None, Max, MaxFirst, Average, Count };
 
 // Where the pixels of a tile's image lie, perhaps within a border.
 struct Layout {

@@ -135,7 +135,7 @@ __device__ __forceinline__ void forward_piece(const Up<S>& up, int64_t line, int
             values[first + i] = found.value[i];
         }
     }
-    store(z, begin, end, up.state);
+    if (up.state) store(z, begin, end, up.state);
     if (up.value) store(values, begin, end, up.value);
 }
 
@@ -143,15 +143,17 @@ template <class S>
 __device__ __forceinline__ void push_piece(const Up<S>& up, int64_t line, int64_t column, Wide<S> (&zdot)[width<S>]) {
     using T = Wide<S>;
     const int64_t row = line % up.rows, begin = line * up.columns + column, end = (line + 1) * up.columns;
-    T states[width<S>], u[width<S>];
-    load(static_cast<const S*>(up.state), row * up.columns + column, (row + 1) * up.columns, states);
-    if (up.second) load(up.u, begin, end, u);
-    each_derivative(up.kind, up.settings, states, [&](int i, T slope, T bend) {
-        // where the slope has vanished, so has the cotangent below it
-        const T divisor = !up.below ? T(1) : slope == T(0) ? T(INFINITY) : slope;
-        if (up.second && column + i < up.columns) up.second[begin + i] = bend / divisor * u[i] * zdot[i];
-        zdot[i] *= slope;
-    });
+    if (up.kind != Kind::Identity) {
+        T states[width<S>], u[width<S>];
+        load(static_cast<const S*>(up.state), row * up.columns + column, (row + 1) * up.columns, states);
+        if (up.second) load(up.u, begin, end, u);
+        each_derivative(up.kind, up.settings, states, [&](int i, T slope, T bend) {
+            // where the slope has vanished, so has the cotangent below it
+            const T divisor = !up.below ? T(1) : slope == T(0) ? T(INFINITY) : slope;
+            if (up.second && column + i < up.columns) up.second[begin + i] = bend / divisor * u[i] * zdot[i];
+            zdot[i] *= slope;
+        });
+    }
     if (up.tangent) store(zdot, begin, end, up.tangent);
 }
 

@@ -84,8 +84,8 @@ struct Up {
     Settings settings;
     bool push;
     const S* bias;    // [columns]; null: zero
-    S* state;         // [B, columns]; given, in the push sweep
-    S* value;         // [B, columns]; null: the state
+    S* state;         // [B, columns]; given, in the push sweep; null: not wanted
+    S* value;         // [B, columns]; null: not wanted
     const S* u;       // [K, B, columns], of h, or of z if `below`; read for `second`
     bool below;       //
     S* tangent;       // [K, B, columns]; null: not wanted

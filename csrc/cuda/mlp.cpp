@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/mlp_arguments.h"
+#include "cuda/arithmetic.h"
 #include "cuda/layerwise.h"
 #include "cuda/tensors.h"
 
@@ -19,19 +20,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
-
-// Sums of numbers of a type have this one.
-ScalarType wide(ScalarType type) {
-    return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// `settings` may have one number more than two a layer: whether products of float32 may round their factors to TF32.
-bool take_tf32(std::vector<double>& settings) {
-    if (settings.size() % 2 == 0) return false;
-    const bool allowed = settings.back() != 0;
-    settings.pop_back();
-    return allowed;
-}
 
 CheckedNetwork checked(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<int64_t>& kinds,
                        const std::vector<double>& settings) {
@@ -63,25 +51,6 @@ void describe(const CheckedNetwork& given, const Tensor& x, const Optional& cota
     }
 }
 
-// Calls function with the kind of products, and a number of the storage, for a dtype.
-template <class Function>
-void with_arithmetic(ScalarType type, bool tf32, Function&& function) {
-    switch (type) {
-        case ScalarType::Double:
-            return function((Exact<double>*)nullptr, double());
-        case ScalarType::BFloat16:
-            return function((Halves<BFloat16>*)nullptr, BFloat16());
-        case ScalarType::Half:
-            return function((Halves<Float16>*)nullptr, Float16());
-        default:
-            return tf32 ? function((TF32*)nullptr, float()) : function((Exact<float>*)nullptr, float());
-    }
-}
-
-Tensor new_bytes(const Tensor& like, int64_t count) {
-    return torch::stable::new_empty(like, {count}, ScalarType::Byte);
-}
-
 void check_plan(bool fits) {
     STD_TORCH_CHECK(fits, "the network's layers are too wide for this device's shared memory");
 }
@@ -91,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional c
                                                             std::vector<Optional> biases, std::vector<int64_t> kinds,
                                                             std::vector<double> settings, int64_t loss, int64_t stack,
                                                             bool unit_seed, bool keep) {
-    const bool tf32 = take_tf32(settings);
+    const bool tf32 = take_tf32(settings, 2 * weights.size());
     const CheckedNetwork network = checked(x, weights, kinds, settings);
     const OnDevice device(x);
     const CheckedTarget goal = network.check_forward_pull(x, cotangent, target, offset, biases, loss, stack, unit_seed);
@@ -146,7 +115,7 @@ std::vector<Tensor> mlp_push_adjoint(Tensor x, Optional cotangent, Optional targ
                                      std::vector<Tensor> weights, std::vector<int64_t> kinds,
                                      std::vector<double> settings, int64_t loss, int64_t stack, bool unit_seed,
                                      Optional ybar, Optional gbar, Optional norm_weights, std::vector<int64_t> wanted) {
-    const bool tf32 = take_tf32(settings);
+    const bool tf32 = take_tf32(settings, 2 * weights.size());
     const CheckedNetwork network = checked(x, weights, kinds, settings);
     const OnDevice device(x);
     const CheckedTarget goal = network.check_push_adjoint(x, cotangent, target, kept, ybar, gbar, norm_weights,

@@ -41,8 +41,9 @@ Wide<S>* sum(const Norm& norm, const void* u, const void* v, int64_t stack, int 
     return totals;
 }
 
+template <class S>
 dim3 pass_of(const Norm& norm) {
-    return {blocks_for(elements_of(norm) * lines_above(norm), norm_threads), 1, 1};
+    return {blocks_for(elements_of(norm) * lines_above(norm), norm_threads * pass_each<S>), 1, 1};
 }
 
 }  // namespace
@@ -62,7 +63,7 @@ void project(const Norm& norm, const void* v, int64_t stack, bool push, const vo
         using S = decltype(number);
         using T = Wide<S>;
         const T* totals = sum<S, projected_sums>(norm, nullptr, v, stack, push ? 0 : 0b11, workspace, stream);
-        start(project_kernel<S>, pass_of(norm), norm_threads, 0, stream, norm, static_cast<const S*>(v), stack, push,
+        start(project_kernel<S>, pass_of<S>(norm), norm_threads, 0, stream, norm, static_cast<const S*>(v), stack, push,
               static_cast<const T*>(workspace), norm_parts(norm), totals, static_cast<const S*>(second),
               static_cast<S*>(result), static_cast<T*>(gradients));
     });
@@ -74,7 +75,7 @@ void meet(const Norm& norm, const void* u, const void* v, int64_t stack, void* s
         using S = decltype(number);
         using T = Wide<S>;
         const T* totals = sum<S, meeting_sums>(norm, u, v, stack, with_cotangents, workspace, stream);
-        start(meet_norm<S>, pass_of(norm), norm_threads, 0, stream, norm, static_cast<const S*>(u),
+        start(meet_norm<S>, pass_of<S>(norm), norm_threads, 0, stream, norm, static_cast<const S*>(u),
               static_cast<const S*>(v), stack, static_cast<const T*>(workspace), norm_parts(norm), totals,
               static_cast<S*>(second), static_cast<T*>(gradient), static_cast<S*>(ydot));
     });

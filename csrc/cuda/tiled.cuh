@@ -6,8 +6,9 @@
 // along `inner` or across it, with rows 16 bytes (across: 8 numbers) apart beyond their length, so that fragments are
 // read without conflicts between banks: by ldmatrix, but for 32-bit operands across. A warp has [size / 2, size / 4]
 // sums: for 128 and 16-bit operands 6 ldmatrix serve 16 products of 4096 operations each. On CUDA cores a thread has
-// [size / 16, size / 16]: for 128, 16 loads of 16 bytes for 256 multiply-adds. Then the sums go through shared memory,
-// so that the epilogue sees pieces of 16 bytes of a row and global memory is read and written along rows.
+// [size / 16, size / 16]: for 128, 16 loads of 16 bytes for 256 multiply-adds or, with an operand across, 4 to 10 loads
+// for 64. Then the sums go through shared memory, so that the epilogue sees pieces of 16 bytes of a row and global
+// memory is read and written along rows.
 //
 // An operand says where a number is:
 //
@@ -219,10 +220,29 @@ class TileSums<Exact<N>, size, left_across, right_across> {
                 sums[i][j] = 0;
     }
 
+    // Four deep where neither operand lies across; else one after another, for want of registers.
     __device__ __forceinline__ void add(const N* left, const N* right) {
+        if constexpr (right_across) {
+#pragma unroll 2
+            for (int k = 0; k < Left::depth; ++k) {
+                N a[own], b[own];
+                if constexpr (left_across) {
+                    load_across<Left>(left, down(), k, a);
+                } else {
+#pragma unroll
+                    for (int i = 0; i < own; ++i)
+                        a[i] = left[Left::at(line<false>(down(), i), k)];
+                }
+                load_across<Right>(right, across(), k, b);
+#pragma unroll
+                for (int i = 0; i < own; ++i)
+#pragma unroll
+                    for (int j = 0; j < own; ++j)
+                        sums[i][j] += a[i] * b[j];
+            }
+        } else {
 #pragma unroll 1
-        for (int k = 0; k < Left::depth; k += step) {
-            if constexpr (!right_across) {
+            for (int k = 0; k < Left::depth; k += step) {
                 Pack<N, step> b[own];
 #pragma unroll
                 for (int j = 0; j < own; ++j)
@@ -235,23 +255,6 @@ class TileSums<Exact<N>, size, left_across, right_across> {
 #pragma unroll
                         for (int j = 0; j < own; ++j)
                             sums[i][j] += a.of[s] * b[j].of[s];
-                }
-            } else {
-                Pack<N, step> a[own];
-                if constexpr (!left_across)
-#pragma unroll
-                    for (int i = 0; i < own; ++i)
-                        a[i] = load_along<Left>(left, down(), i, k);
-#pragma unroll
-                for (int s = 0; s < step; ++s) {
-                    N b[own], these[own];
-                    load_across<Right>(right, across(), k + s, b);
-                    if constexpr (left_across) load_across<Left>(left, down(), k + s, these);
-#pragma unroll
-                    for (int i = 0; i < own; ++i)
-#pragma unroll
-                        for (int j = 0; j < own; ++j)
-                            sums[i][j] += (left_across ? these[i] : a[i].of[s]) * b[j];
                 }
             }
         }

@@ -17,13 +17,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradreg_fast.rules.base import Rule, dot_stacks, is_channels_last, stacked
+from gradreg_fast.rules.base import Rule, dot_stacks, is_channels_last, shaped, stacked
 from gradreg_fast.rules.call import Call, function, module, submodule
 
 aten = torch.ops.aten
 
 
-class BatchNormTrain(Rule):
+class AtOnce(Rule):
+    """A normalisation whose ordinary backward pass, for x, gamma and beta, is one call."""
+
+    def backward(self, saved: tuple, weight: Tensor | None, v: Tensor, mask: list[bool]) -> tuple:
+        """What ``v`` gives x, where gamma is `weight`, and gamma and beta: where asked for."""
+        raise NotImplementedError
+
+    def descend(self, saved, parameters, d, second, gradients, below):
+        if d is None:
+            return super().descend(saved, parameters, d, second, gradients, below)
+        pulled, *own = self.backward(saved, parameters[0], d, [below, gradients.wants(0), gradients.wants(1)])
+        for position, gradient in enumerate(own):
+            gradients.add(position, lambda gradient=gradient: gradient)
+        if not below:
+            return None
+        return (pulled,) if second is None or second[0] is None else (second[0].add_(pulled),)
+
+
+class BatchNormTrain(AtOnce):
     """``gamma xhat + beta`` with the batch's own statistics; updates the running ones once, in `forward`.
 
     Parameters are gamma and beta; running_mean, running_var and num_batches_tracked are updated; each possibly None.
@@ -87,10 +105,11 @@ class BatchNormTrain(Rule):
 
     def _project(self, saved, weight: Tensor | None, stack: Tensor) -> Tensor:
         """``i P (weight v)`` for each member v of the stack."""
+        return stacked([self.backward(saved, weight, v, [True, False, False])[0] for v in stack])
+
+    def backward(self, saved, weight, v, mask):
         x, mean, inverse = saved
-        mask = [True, False, False]
-        settings = x, weight, None, None, mean, inverse, True, self.eps, mask
-        return stacked([aten.native_batch_norm_backward(v, *settings)[0] for v in stack])
+        return aten.native_batch_norm_backward(v, x, weight, None, None, mean, inverse, True, self.eps, mask)
 
 
 class SynchronisedBatchNorm(BatchNormTrain):
@@ -109,6 +128,8 @@ class SynchronisedBatchNorm(BatchNormTrain):
         super().__init__(eps, momentum)
         self.group = group
 
+    descend = Rule.descend
+
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
         gamma, beta = parameters
@@ -117,7 +138,7 @@ class SynchronisedBatchNorm(BatchNormTrain):
             raise ValueError(f"batch statistics need more than one value per channel, got an input of {tuple(x.shape)}")
         dims, spatial = [0, *range(2, x.dim())], x.dim() - 2
         sums = x.sum(dims, dtype=torch.promote_types(x.dtype, torch.float32))
-        sums = self._joint(torch.cat([sums, sums.new_tensor([x.numel() / x.shape[1]])]))
+        sums = self._joint(torch.cat([sums, sums.new_full((1,), x.numel() / x.shape[1])]))
         size, mean = sums[-1], sums[:-1] / sums[-1]
         centred = x - channels(mean, spatial)
         var = self._joint(centred.square().sum(dims)) / size
@@ -282,7 +303,7 @@ class Standardise(Rule):
         return product.sum_to_size(self.broadcast(parameter, product.dim()).shape).view(parameter.shape)
 
 
-class LayerNorm(Standardise):
+class LayerNorm(AtOnce, Standardise):
     """Over the last dimensions, of this shape."""
 
     def __init__(self, shape: Sequence[int], eps: float) -> None:
@@ -295,9 +316,12 @@ class LayerNorm(Standardise):
         return y, (x, mean, inverse)
 
     def project(self, saved, weight, v):
+        return self.backward(saved, weight, v, [True, False, False])[0]
+
+    def backward(self, saved, weight, v, mask):
         x, mean, inverse = saved
-        mask = [True, False, False]
-        return aten.native_layer_norm_backward(v, x, self.shape, mean, inverse, weight, None, mask)[0]
+        shift = shaped(v, self.shape) if mask[2] else None
+        return aten.native_layer_norm_backward(v, x, self.shape, mean, inverse, weight, shift, mask)
 
     def broadcast(self, parameter, dims):
         return parameter
@@ -308,6 +332,8 @@ class RootMeanSquareNorm(LayerNorm):
 
     P has no term for the mean; eps is the precision of x if None.
     """
+
+    descend = Rule.descend
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
@@ -325,7 +351,7 @@ class RootMeanSquareNorm(LayerNorm):
         return torch.addcmul(v, x, along, value=-1).mul_(inverse)
 
 
-class GroupNorm(Standardise):
+class GroupNorm(AtOnce, Standardise):
     """Over groups of channels and all positions; over each channel alone if the number of groups is None."""
 
     def __init__(self, groups: int | None, eps: float) -> None:
@@ -342,10 +368,12 @@ class GroupNorm(Standardise):
         return y, (x, mean, inverse)
 
     def project(self, saved, weight, v):
+        return self.backward(saved, weight, v, [True, False, False])[0]
+
+    def backward(self, saved, weight, v, mask):
         x, mean, inverse = saved
         v = v.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
-        settings = (*self._sizes(x), mean.shape[1], [True, False, False])
-        return aten.native_group_norm_backward(v, x, mean, inverse, weight, *settings)[0]
+        return aten.native_group_norm_backward(v, x, mean, inverse, weight, *self._sizes(x), mean.shape[1], mask)
 
     def broadcast(self, parameter, dims):
         return channels(parameter, dims - 2)

@@ -113,8 +113,8 @@ def clamping(low: float | None, high: float | None) -> Kinked:
     def backward(v, z):
         # its own ends have slope 0
         limits = [-math.inf if low is None else low, math.inf if high is None else high]
-        ends = torch.tensor([limits, [-math.inf, math.inf]], dtype=z.dtype, device="cpu")  # to be read
-        return aten.hardtanh_backward(v, z, *torch.nextafter(*ends).tolist())
+        ends, out = (torch.tensor(pair, dtype=z.dtype, device="cpu") for pair in (limits, [-math.inf, math.inf]))
+        return aten.hardtanh_backward(v, z, *ends.nextafter(out).tolist())
 
     return Kinked(lambda z: z.clamp(low, high), backward)
 

@@ -4,6 +4,7 @@
 #include <functional>
 #include <vector>
 
+#include "cuda/conv.cuh"
 #include "cuda/layerwise.cuh"
 #include "cuda/mlp.cuh"
 
@@ -154,7 +155,8 @@ int run_backward(PushAdjoint<S>& p, S* kept, const Machine& machine) {
 
 // All gradients of one network, with every block of memory of exactly the size it must have.
 template <class Arithmetic>
-void run(const std::vector<int>& widths, Kind kind, Loss loss, int64_t rows, int stack, Device device) {
+void run(const std::vector<int>& widths, Kind kind, Loss loss, int64_t rows, int stack, Device device,
+         bool layerwise = false) {
     using S = typename Arithmetic::Storage;
     const int depth = int(widths.size()) - 1, inputs = widths.front(), outputs = widths.back();
     std::vector<int> kinds(depth, int(kind));
@@ -188,11 +190,13 @@ void run(const std::vector<int>& widths, Kind kind, Loss loss, int64_t rows, int
     forward.y = take(rows * outputs);
     forward.g = take(stack * rows * inputs);
     forward.norms = take_wide(rows);
-    S* const kept = take(kept_size(forward));
+    LayerwiseMemory<S> also;
+    const int64_t layers = place_layers(forward, also, true, nullptr) / int64_t(sizeof(S));
+    S* const kept = take(layerwise ? layers : kept_size(forward));
     const auto order = cuda_on_cpu::Order::Shuffled;
     for (const bool keep : {false, true}) {
         forward.keep = keep;
-        run_forward<Arithmetic>(forward, kept, {device, order, -1, 0});
+        run_forward<Arithmetic>(forward, kept, {device, order, -1, 0, layerwise});
     }
     PushAdjoint<S> backward{};
     static_cast<Network<S>&>(backward) = forward;
@@ -205,10 +209,45 @@ void run(const std::vector<int>& widths, Kind kind, Loss loss, int64_t rows, int
     backward.norm_weights = forward.norms;
     backward.xbar = take(rows * inputs);
     if (loss == Loss::None) backward.cotangent_bar = take(stack * rows * outputs);
-    run_backward<Arithmetic>(backward, kept, {device, order, -1, 0});
+    run_backward<Arithmetic>(backward, kept, {device, order, -1, 0, layerwise});
+}
+
+// All sweeps of one convolution, likewise.
+template <class Arithmetic>
+void run(const Convolution& c, int64_t stack, Kind kind, Device device) {
+    using S = typename Arithmetic::Storage;
+    const int64_t outer = c.pixels() * c.outputs, inner = c.samples * c.size[0] * c.size[1] * c.inputs;
+    const int64_t weights = int64_t(c.outputs) * c.taps() * c.inputs;
+    Memory<S> x(stack * inner), u(stack * outer), y(outer), state(outer), ydot(stack * outer), below(stack * inner);
+    Memory<S> weight(weights), bias(c.outputs), gradient(weights);
+    Memory<Wide<S>> second(outer), terms(stack * outer);
+    const auto at = [](const auto& memory) { return memory.pointer.get(); };
+    std::fill_n(at(x), stack * inner, narrow<S>(0.5f));
+    std::fill_n(at(u), stack * outer, narrow<S>(0.5f));
+    std::fill_n(at(weight), weights, narrow<S>(0.5f));
+    std::fill_n(at(bias), c.outputs, narrow<S>(0.5f));
+    const Settings settings{1.5, 20};
+    const Convolve<Arithmetic, Launcher> convolve(c, device, Launcher{cuda_on_cpu::Order::Shuffled, -1});
+    convolve.forward({at(x), at(weight), at(bias), kind, settings, at(y), at(state)});
+    convolve.push({stack, at(x), at(weight), at(state), at(u), kind, settings, at(ydot), at(second), at(terms)});
+    convolve.pull(stack, at(u), at(weight), at(below));
+    const GradientPlan plan = plan_gradient<S>(c, stack, device);
+    Memory<Wide<S>> sums(plan.slices * weights);
+    convolve.gradient(stack, at(u), at(x), plan, at(sums), at(gradient));
 }
 
 int main() {
+    const Convolution odd{2, 3, 5, {7, 6}, {4, 3}, {3, 2}, {2, 2}, {1, 0}, {1, 1}};
+    const Convolution whole{2, 8, 16, {6, 5}, {6, 5}, {3, 3}, {1, 1}, {1, 1}, {1, 1}};
+    const Convolution dilated{2, 2, 8, {9, 8}, {9, 4}, {3, 3}, {1, 1}, {2, 0}, {2, 2}};
+    for (const Convolution& c : {odd, whole, dilated}) {
+        run<Exact<float>>(c, 2, Kind::SiLU, {3, 0});
+        run<Halves<BFloat16>>(c, 1, Kind::Tanh, {1, 0});
+    }
+    run<Exact<float>>({130, 72, 131}, Kind::Sine, Loss::None, 140, 2, {1, 227 << 10}, true);
+    run<Exact<float>>({130, 70, 1}, Kind::ReLU, Loss::None, 300, 1, {8, 227 << 10}, true);
+    run<Halves<BFloat16>>({64, 72, 3}, Kind::SiLU, Loss::CrossEntropy, 70, 1, {1, 227 << 10}, true);
+    run<TF32>({9, 40, 2}, Kind::Tanh, Loss::None, 33, 3, {1, 227 << 10}, true);
     const Device large{3, 227 << 10}, small{3, 26 << 10};
     for (const Device device : {large, small})
         for (const int64_t rows : {1, 37})

@@ -455,7 +455,10 @@ CALLS = calls() | {
     "dropout": (VECTOR, lambda h, t: functional.dropout(h, 0.3) + functional.dropout(h, 0.3, False)),
     "clone": (VECTOR, lambda h, t: torch.clone(h) + h.clone() + h.contiguous()),
     "linear": (VECTOR, lambda h, t: functional.linear(h, t.square, t.p)),
-    "layer norm": (SEQUENCE, lambda h, t: functional.layer_norm(h, (6,), t.p, t.c) + torch.layer_norm(h, [6])),
+    "layer norm": (
+        SEQUENCE,
+        lambda h, t: functional.layer_norm(h, (6,), t.p, t.c) + torch.layer_norm(h, [6], None, t.p),
+    ),
     "root mean square": (SEQUENCE, lambda h, t: functional.rms_norm(h, (6,), t.p) + torch.rms_norm(h, (4, 6))),
     "group norm": (VECTOR, lambda h, t: functional.group_norm(h, 2, t.p) + torch.group_norm(h, 3, t.p, t.c)),
     "instance norm": ((6, 4), lambda h, t: functional.instance_norm(h, weight=t.p, bias=t.c)),
