@@ -191,19 +191,19 @@ def bind(
     Raises:
         ValueError: if there are several to differentiate and they do not have the same batch, dtype and device.
     """
-    tensors: tuple[list[Tensor], list[Tensor]] = [], []
+    given: list[Tensor] = []
+    xs: list[Tensor] = []
 
     def place(leaf):
         if not isinstance(leaf, Tensor):
             return leaf
-        found = tensors[differentiated(leaf)]
+        found = xs if differentiated(leaf) else given
         known = [i for i, other in enumerate(found) if other is leaf]
         if not known:
             found.append(leaf)
-        return Place(known[0] if known else len(found) - 1, found is tensors[True])
+        return Place(known[0] if known else len(found) - 1, found is xs)
 
     args, kwargs = substituted(args, place, object), substituted(kwargs, place, object)
-    given, xs = tensors
     shapes = tuple(x.shape[1:] for x in xs) if len(xs) > 1 else ()
     return Signature(args, kwargs, output, shapes, len(given)), joined(xs), given
 
