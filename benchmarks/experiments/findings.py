@@ -83,13 +83,13 @@ def _path(name):
 def _section(name):
     experiment, results, rows = load(name), cells.Results(_path(name)), _rows(name)
     asked, _, how = experiment.__doc__.partition("\n")
-    command = results.commands()[-1]
-    environment = command["environment"]
+    environment = results.commands()[-1]["environment"]
+    commands = "`, then `".join(dict.fromkeys(each["command"] for each in results.commands()))
     commits = ", ".join(dict.fromkeys(str(each["environment"]["commit"]) for each in results.commands()))
     lines = [
         f"### {name}\n\n{asked}\n",
         f"{how.strip()}\n",
-        f"`{command['command']}` ({len(rows)} rows; {environment['cpu']}, {environment['threads']} thread"
+        f"`{commands}` ({len(rows)} rows; {environment['cpu']}, {environment['threads']} thread"
         f"{'s' * (environment['threads'] > 1)}, torch {environment['versions']['torch']}, commit {commits})\n",
         "| what came out | the claim |",
         "|---|---|",
