@@ -85,7 +85,7 @@ def finish(kind: str, device: str, results: dict, rows: list[dict], out: Path) -
         path.with_suffix(".json"),
     )
     with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return path
