@@ -5,7 +5,7 @@ derivative at the points (`jacobian_frobenius`, FrobReg); the derivative is then
 grid between them. Two hidden layers, Adam, 600 steps of the whole data. In theory the penalty controls nothing: a
 staircase of 2 (N - 1) rectified units, flat at every point and steep between, has neither error nor penalty. SGD
 (momentum, 1,800 steps) starts such a network from random weights, and from the staircase with 1% noise on its weights.
-Intervals are over functions and seeds.
+Intervals are over functions and four seeds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SLOPE = 0.2  # of the distance between two points, where the staircase climbs
 
 def cells(quick: bool) -> list[dict]:
     """Weights by sizes of the data and widths; then the staircases."""
-    seeds, steps = (1, 100) if quick else (5, 600)
+    seeds, steps = ((1,), 100) if quick else ((1, 2, 3, 4), 600)
     functions = list(FUNCTIONS)[: 1 if quick else None]
     sizes = [(points, WIDTH, "tanh") for points in (POINTS, 5, 20, 40)]
     sizes += [(POINTS, width, "tanh") for width in (8, 256)] + [(POINTS, WIDTH, "relu")]
@@ -59,7 +59,7 @@ def cells(quick: bool) -> list[dict]:
         {"function": function, **cell, "seed": seed}
         for cell in fits + stairs
         for function in functions
-        for seed in range(seeds)
+        for seed in seeds
     ]
 
 
@@ -76,7 +76,7 @@ def run(config: dict, engines: tuple[str, ...]) -> dict[str, dict]:
         loss = loop.objective(engine, "jacobian_frobenius", model, F.mse_loss, config["weight"])
         runs[engine] = loop.Run(model, loss, optimise)
     loop.lockstep(list(runs.values()), [batch] * steps)
-    shown = config["function"] == "sine" and config["seed"] == 0 and points == POINTS
+    shown = config["function"] == "sine" and config["seed"] == 1 and points == POINTS
     return {engine: _outcome(run, batch, function, shown) for engine, run in runs.items()}
 
 

@@ -27,7 +27,7 @@ NEEDS: dict[str, str] = {}
 
 DIMENSIONS, TESTED = 10, 1000
 POINTS, WIDTH = 200, 64
-SIZES = ((POINTS, WIDTH), (50, WIDTH), (800, WIDTH), (POINTS, 16), (POINTS, 256))
+SIZES = ((POINTS, WIDTH), (50, WIDTH), (800, WIDTH), (POINTS, 16))
 WEIGHTS = (1e-2, 1e-1, 1.0)
 SHOWN = 1e-1  # the weight that the findings tell of
 COLOURS = ("#1f4e9c", "#2a7f4f", "#d98a1f")
