@@ -255,7 +255,7 @@ class _Tracer(fx.Tracer):
         if regions() != self.regions:
             raise Untraceable("it switches autocast")
         frame = sys._getframe()
-        while frame.f_code is not trace.__code__:  # beyond, somebody else's checkpoint is around the call
+        while frame and frame.f_code is not trace.__code__:  # beyond, somebody else's checkpoint is around the call
             if frame.f_code.co_filename == checkpoint.__file__:
                 raise Untraceable("it uses torch.utils.checkpoint")
             frame = frame.f_back

@@ -120,7 +120,7 @@ def test_plot_redraws(run, tmp_path):
         (["train", "--device", "tpu"], "--device: must be cpu"),
         (["speed", "--cases", "nothing"], "--cases must be parts of the names"),
         (["speed", "--peers", "nobody"], "invalid choice: 'nobody'"),
-        (["plot", os.devnull], "RESULTS.json must be a file that train, speed or overhead wrote"),
+        (["plot", os.devnull], "RESULTS.json must be a file that another command wrote"),
         (["plot", "missing.json"], "RESULTS.json must be a file"),
     ],
 )

@@ -22,7 +22,7 @@ def module(name):
     from torch.utils import cpp_extension
 
     headers = [*cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
-    flags = ["-O2", "-shared", "-fPIC", "-fvisibility=hidden", *(f for h in headers for f in ("-isystem", h))]
+    flags = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden", *(f for h in headers for f in ("-isystem", h))]
     library = _compiled(name, flags, sysconfig.get_config_var("EXT_SUFFIX"))
     loader = importlib.machinery.ExtensionFileLoader(name, str(library))
     found = importlib.util.module_from_spec(importlib.util.spec_from_file_location(name, library, loader=loader))

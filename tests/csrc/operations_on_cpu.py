@@ -6,7 +6,9 @@ and serve tensors on the CPU.
 
 import ctypes
 import hashlib
+import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
@@ -23,9 +25,10 @@ ORDERS = range(3)  # forward, reversed, shuffled
 def library():
     """The operations, as torch.ops.gradreg_fast has them, and a function that chooses the order of threads."""
     sources = build.source_folder()
-    command = [*build.find_compiler(), *build.host_flags(sources), "-w", "-O1", f"-I{HERE}"]
-    command += ["-include", str(HERE / "operations_on_cpu.h"), "-x", "c++", "-shared"]
-    command += [str(HERE / "operations_on_cpu.cpp"), *(str(sources / name) for name in SOURCES), "-x", "none"]
+    compiler = build.find_compiler()
+    command = [*compiler, *build.host_flags(sources), "-w", "-O1", f"-I{HERE}"]
+    command += ["-include", str(HERE / "operations_on_cpu.h"), "-x", "c++", "-c"]
+    files = [HERE / "operations_on_cpu.cpp", *(sources / name for name in SOURCES)]
     digest = hashlib.sha256(repr((command, torch.__version__)).encode())
     for path in (path for folder in FOLDERS for path in sorted(folder.rglob("*"))):
         if path.suffix in (".h", ".cuh", ".cpp", ".cu"):
@@ -35,9 +38,15 @@ def library():
     with build.locked(target.with_suffix(".lock")):  # other processes of the same run wait instead of compiling, too
         if not target.exists():
             unfinished = target.with_suffix(".unfinished")
-            whole = [*command, *build.link_flags(), "-o", str(unfinished)]
-            done = subprocess.run(whole, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
+            objects = [str(target.with_name(f"{file.name}.o")) for file in files]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                [*pool.map(lambda file, to: run([*command, str(file), "-o", to]), files, objects)]
+            run([*compiler, "-shared", *objects, *build.link_flags(), "-o", str(unfinished)])
             unfinished.replace(target)
     torch.ops.load_library(target)
     return torch.ops.gradreg_fast_on_cpu, ctypes.CDLL(target).choose_order
+
+
+def run(command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 Every number that a kernel must write begins as NaN here, and so does shared memory.
 """
 
-import subprocess
 from itertools import pairwise
 
 import pytest
@@ -349,8 +348,3 @@ def test_numbers_at_any_address():
         setattr(problem, name, shifted)
     problem.weights = [torch.empty(w.numel() + 3)[3:].view(w.shape).copy_(w) for w in problem.weights]
     problem.check()
-
-
-def test_under_the_sanitizers():
-    done = subprocess.run([native.program("cuda_mlp")], capture_output=True, text=True)
-    assert done.stdout.strip() == "right", done.stderr
