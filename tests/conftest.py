@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, settings
 
 import gradreg_fast
 from gradreg_fast.backend import KERNELS, usable
+from tests.parity import manual_seed
 
 torch.set_num_threads(1)
 
@@ -34,7 +35,7 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test draws the same numbers, alone or in a crowd."""
-    torch.manual_seed(0)
+    manual_seed(0)
 
 
 @pytest.fixture

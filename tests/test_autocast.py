@@ -12,7 +12,7 @@ import gradreg_fast
 from gradreg_fast import autocast, functional, reference
 from gradreg_fast.convert import graph_of
 from gradreg_fast.rules.opaque import Opaque
-from tests.parity import evaluate, jacobian_sqnorm, new_generator, value_and_vjp
+from tests.parity import evaluate, jacobian_sqnorm, manual_seed, new_generator, value_and_vjp
 
 EACH_BACKEND = pytest.mark.usefixtures("each_backend")
 SEEDS = 2
@@ -149,7 +149,7 @@ def assert_no_worse(make, shape, ours, theirs, dtype):
     """Each value and gradient norm-wise, root mean square over seeds; and of the same dtypes."""
     errors = {}
     for seed in range(SEEDS):
-        torch.manual_seed(seed)
+        manual_seed(seed)
         model, x = make(), torch.randn(shape)
         exact = evaluate(theirs, copy.deepcopy(model).double(), [x.double()], seed)
         results = [evaluate(inside(quantity, dtype), model, [x], seed) for quantity in (ours, theirs)]

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import gradreg_fast
 from gradreg_fast.convert import graph_of
-from tests.parity import assert_parity, assert_primitives, compare, evaluate, is_opaque, value_and_vjp
+from tests.parity import assert_parity, assert_primitives, compare, evaluate, is_opaque, manual_seed, value_and_vjp
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -204,7 +204,7 @@ def test_changed_between_forward_and_backward(change):
     twin, x = copy.deepcopy(model), torch.randn(X)
     results = []
     for net, changed in ((model, True), (twin, False)):
-        torch.manual_seed(2)
+        manual_seed(2)
         y, g = gradreg_fast.value_and_vjp(net, x)
         if changed and change is not freeze:
             change(net)
@@ -332,7 +332,7 @@ def test_random_states_are_left_alone():
     for model in (network(), Drawing()):
         random.seed(0)
         numpy.random.seed(0)
-        torch.manual_seed(0)
+        manual_seed(0)
         states = torch.get_rng_state(), random.getstate(), str(numpy.random.get_state())
         graph_of(model)
         assert torch.equal(torch.get_rng_state(), states[0])

@@ -7,7 +7,7 @@ from torch import nn
 import gradreg_fast
 from gradreg_fast import functional
 from gradreg_fast.modules import Sine
-from tests.parity import assert_parity, assert_primitives, jacobian_sqnorm, value_and_vjp
+from tests.parity import assert_parity, assert_primitives, jacobian_sqnorm, manual_seed, value_and_vjp
 
 pytestmark = pytest.mark.usefixtures("float64", "each_backend")
 
@@ -92,13 +92,13 @@ def test_differentiating_twice_names_the_alternative(make, quantity):
 def test_create_graph_with_a_single_derivative(make, quantity):
     model, x = make(), torch.randn(3, 4, requires_grad=True)
     sources = [x, *model.parameters()]
-    torch.manual_seed(1)
+    manual_seed(1)
     plain = torch.autograd.grad(loss_of(quantity, model, x), sources)
-    torch.manual_seed(1)
+    manual_seed(1)
     recorded = torch.autograd.grad(loss_of(quantity, model, x), sources, create_graph=True)
     for one, other in zip(plain, recorded, strict=True):
         assert torch.equal(one, other)
-    torch.manual_seed(1)
+    manual_seed(1)
     loss_of(quantity, model, x).backward(create_graph=True)
     for one, source in zip(plain, sources, strict=True):
         assert torch.equal(one, source.grad)
@@ -160,10 +160,10 @@ def test_an_optimiser_step_between_forwards(make, quantity):
 @either
 def test_gradients_accumulate(make, quantity):
     model, x = make(), torch.randn(3, 4)
-    torch.manual_seed(1)
+    manual_seed(1)
     loss_of(quantity, model, x).backward()
     once = [parameter.grad.clone() for parameter in model.parameters()]
-    torch.manual_seed(1)
+    manual_seed(1)
     loss_of(quantity, model, x).backward()
     for gradient, parameter in zip(once, model.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, 2 * gradient)

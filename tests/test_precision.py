@@ -8,7 +8,7 @@ from torch import nn
 
 import gradreg_fast
 from gradreg_fast import functional
-from tests.parity import evaluate, jacobian_sqnorm, recorded_gradient, squares, value_and_vjp
+from tests.parity import evaluate, jacobian_sqnorm, manual_seed, recorded_gradient, squares, value_and_vjp
 
 pytestmark = pytest.mark.usefixtures("each_backend")
 
@@ -81,7 +81,7 @@ def test_error_is_at_most_twice_eagers(name, quantity, dtype):
     ours, reference = QUANTITIES[quantity]
     errors = {}
     for seed in range(SEEDS):
-        torch.manual_seed(seed)
+        manual_seed(seed)
         model, x = make().to(dtype), torch.randn(shape).to(dtype)
         exact_model, exact_x = copy.deepcopy(model).double(), x.double()
         exact = evaluate(reference, exact_model, [exact_x], seed)
@@ -118,7 +118,7 @@ def test_dtypes_are_kept(dtype):
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_norms_of_small_and_large_gradients_in_float32(scale):
     """Squares stay in range, and the norm's gradient is finite."""
-    torch.manual_seed(0)
+    manual_seed(0)
     model, x = mlp(1), torch.randn(8, 16)
     with torch.no_grad():
         model[4].weight.mul_(scale)

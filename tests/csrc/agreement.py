@@ -5,13 +5,15 @@ import torch
 import gradreg_fast
 from gradreg_fast import ops
 
+from ..parity import manual_seed
+
 
 def evaluate(backend, served, model, x, cotangent, terms=("y", "g")):
     """The values and all gradients of a random combination of the given terms; `served` says whether kernels run."""
     with gradreg_fast.backend(backend):
         assert bool(served(model, x)) == (backend == "cpp")
         values = dict(zip("yg", ops.stacked_vjp(*ops.prepare(model, x), x, cotangent), strict=True))
-        torch.manual_seed(1)
+        manual_seed(1)
         weights = {name: torch.randn_like(value) for name, value in values.items()}
         loss = sum((values[name] * weights[name]).sum() for name in terms)
         sources = [t for t in (x, cotangent, *model.parameters()) if t is not None and t.requires_grad]

@@ -22,6 +22,7 @@ from tests.parity import (
     compare,
     evaluate,
     jacobian_sqnorm,
+    manual_seed,
     opaque_reasons,
     recorded_gradient,
     value_and_vjp,
@@ -721,11 +722,11 @@ def test_complete():
 
 def unmixed(make, shape):
     """The graph of a function alone, whether a sample's result depends on another sample, and whether it bends."""
-    torch.manual_seed(0)
+    manual_seed(0)
     model, h = make(), torch.randn(3, *shape).tanh().requires_grad_()
 
     def value(h):
-        torch.manual_seed(1)
+        manual_seed(1)
         return model(h)
 
     y = value(h)
