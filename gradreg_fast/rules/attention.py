@@ -155,7 +155,8 @@ class Blocks:
         self.repeats = [heads[0] // number for number in heads]
         repeated = zip(self.shapes, self.repeats, strict=True)
         leading = [(*shape[:-3], shape[-3] * n) if n > 1 else shape[:-2] for shape, n in repeated]
-        self.leading = torch.broadcast_shapes(*leading)
+        same = all(shape == leading[0] for shape in leading)  # broadcast_shapes is slow
+        self.leading = leading[0] if same else torch.broadcast_shapes(*leading)
         self.causal = rule.causal
         self.scale = self.shapes[0][-1] ** -0.5 if rule.scale is None else rule.scale
         self.mask = None
