@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradreg_fast.engine import Linearization, Terms
 from gradreg_fast.planner import Plan, chunk_size, width
-from gradreg_fast.rules.base import at_least_single, elements
+from gradreg_fast.rules.base import at_least_single, elements, unit_stack
 from gradreg_fast.samples import dot_samples, scale_samples
 
 SMALLEST_BLOCK = 128  # of a symmetric product: smaller ones run too far below a large product's rate
@@ -66,11 +66,9 @@ def add_gradients(
 
 def unit_seeds(linearization: Linearization, value: int) -> Tensor:
     """A unit stack for each element of a value: ``[n, B, ...]``, shared by the samples."""
-    shape, n = linearization.shapes[value], width(linearization, value)
-    if n == 1:
+    if width(linearization, value) == 1:
         return ones_seed(linearization, value)
-    eye = torch.eye(n, dtype=linearization.like.dtype, device=linearization.like.device)
-    return eye.view(n, 1, *shape[1:]).expand(n, *shape)
+    return unit_stack(linearization.shapes[value], linearization.like)
 
 
 def ones_seed(linearization: Linearization, value: int) -> Tensor:
@@ -105,11 +103,6 @@ def _stack_gradients(linearization, plan, state, weights, terms, scale, final):
         seeds = {plan.bottom: scale_samples(measured, factor)}
         last = final and not chunks
         linearization.push(seeds, cotangents=kept, terms=terms, scale=scale, final=last)
-
-
-def accumulation_dtype(linearization: Linearization) -> torch.dtype:
-    """Norms of half-precision gradients are summed, and returned, in float32."""
-    return at_least_single(linearization.like.dtype)
 
 
 # A cut in the middle: J = U V, <U^T U, V V^T>.

@@ -19,7 +19,7 @@ from gradreg_fast.backend import KERNELS, available, current, insists
 from gradreg_fast.context import closed_form, differentiable, requested
 from gradreg_fast.graph import Graph
 from gradreg_fast.rules import activation
-from gradreg_fast.rules.base import Rule, has_numbers, is_plain
+from gradreg_fast.rules.base import Rule, has_numbers, is_plain, unit_stack
 from gradreg_fast.rules.cast import uncast
 from gradreg_fast.rules.linear import Linear
 from gradreg_fast.rules.loss import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
@@ -110,9 +110,7 @@ class Mlp:
 
     def units(self, x: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
         """A unit cotangent for each output: ``[K, B, ...]``."""
-        shape = self.output_shape(x, tensors)
-        n = math.prod(shape[1:])
-        return torch.eye(n, dtype=x.dtype, device=x.device).view(n, 1, *shape[1:]).expand(n, *shape)
+        return unit_stack(self.output_shape(x, tensors), x)
 
     def output_shape(self, x: Tensor, tensors: Sequence[Tensor | None]) -> torch.Size:
         """Of what the network returns."""

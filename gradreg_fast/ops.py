@@ -170,7 +170,7 @@ def sqnorm(
         if cotangents is None:
             cotangents = partial(_units, one_output=one_output)
         y, g, linearization = by_autograd(graph, tensors, x, cotangents)
-        return y, elements(g).square().sum((0, 2), dtype=contraction.accumulation_dtype(linearization))
+        return y, elements(g).square().sum((0, 2), dtype=at_least_single(linearization.like.dtype))
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1 and not mlp.prefers_gram(x, tensors):
         return mlp.value_and_sqnorm(x, None, None, tensors)

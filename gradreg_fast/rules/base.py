@@ -6,6 +6,7 @@ adjoints of tangents) and tangents ``xdot`` are *stacks*, ``[K, B, ...]``, also 
 for every sample has stride 0 along ``B``: products then work on ``K`` rows instead of ``K * B`` (see `shared_rows`).
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -217,6 +218,13 @@ def shaped(like: Tensor, shape: Sequence[int]) -> Tensor:
 def elements(stack: Tensor) -> Tensor:
     """A stack ``[K, B, ...]`` as ``[K, B, n]``."""
     return stack.flatten(2) if stack.dim() > 2 else stack.unsqueeze(2)
+
+
+def unit_stack(shape: torch.Size, like: Tensor) -> Tensor:
+    """A unit for each element of a sample of values ``[B, ...]``, shared by the samples: ``[n, B, ...]``."""
+    n = math.prod(shape[1:])  # `numel` would make a symbolic size constant
+    units = torch.eye(n, dtype=like.dtype, device=like.device)
+    return units.view(n, 1, *shape[1:]).expand(n, *shape)
 
 
 def dot_stacks(u: Tensor, xdot: Tensor) -> Tensor:
