@@ -69,6 +69,15 @@ inline void check_without_gaps(const torch::stable::Tensor& tensor, const char* 
     STD_TORCH_CHECK(tensor.numel() == 0 || span == tensor.numel(), name, " must have no gaps");
 }
 
+// Raises unless the tensor is a stack of K like x, without gaps.
+inline void check_like(const torch::stable::Tensor& tensor, const torch::stable::Tensor& x, int64_t stack,
+                       const char* name) {
+    STD_TORCH_CHECK(tensor.is_cpu() ? x.is_cpu() : tensor.device() == x.device(), name, " is on the wrong device");
+    STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, " has the wrong dtype");
+    STD_TORCH_CHECK(tensor.numel() == stack * x.numel(), name, " has the wrong size");
+    check_without_gaps(tensor, name);
+}
+
 // Uninitialised memory, aligned to lines of the cache.
 class Scratch {
   public:

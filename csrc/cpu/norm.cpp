@@ -47,13 +47,6 @@ struct Norm {
     }
 
     bool channels_last() const { return x.stride(1) == 1; }
-
-    void check_like(const Tensor& tensor, int64_t stack, const char* name) const {
-        STD_TORCH_CHECK(tensor.is_cpu(), name, " is on the wrong device");
-        STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, " has the wrong dtype");
-        STD_TORCH_CHECK(tensor.numel() == stack * batch * channels * pixels, name, " has the wrong size");
-        check_without_gaps(tensor, name);
-    }
 };
 
 template <class T>
@@ -157,8 +150,8 @@ std::vector<Tensor> norm_project(Tensor v, Tensor x, Tensor mean, Tensor inverse
                                  bool /*push*/, bool gradients) {
     const Norm norm(x, mean, inverse, weight);
     const int64_t stack = v.size(0);
-    norm.check_like(v, stack, "v");
-    if (second) norm.check_like(*second, 1, "second");
+    check_like(v, x, stack, "v");
+    if (second) check_like(*second, x, 1, "second");
     STD_TORCH_CHECK(!gradients || stack == 1, "gradients are those of one adjoint");
     return x.scalar_type() == ScalarType::Float ? Sweeps<float>{norm, stack}.project(v, second, gradients)
                                                 : Sweeps<double>{norm, stack}.project(v, second, gradients);
@@ -167,8 +160,8 @@ std::vector<Tensor> norm_project(Tensor v, Tensor x, Tensor mean, Tensor inverse
 std::vector<Tensor> norm_meet(Tensor u, Tensor v, Tensor x, Tensor mean, Tensor inverse, Optional weight, bool push) {
     const Norm norm(x, mean, inverse, weight);
     const int64_t stack = v.size(0);
-    norm.check_like(u, stack, "u");
-    norm.check_like(v, stack, "v");
+    check_like(u, x, stack, "u");
+    check_like(v, x, stack, "v");
     return x.scalar_type() == ScalarType::Float ? Sweeps<float>{norm, stack}.meet(u, v, push)
                                                 : Sweeps<double>{norm, stack}.meet(u, v, push);
 }

@@ -48,13 +48,6 @@ inline Type type_of(const torch::stable::Tensor& tensor, const char* name) {
     }
 }
 
-inline void check_like(const torch::stable::Tensor& tensor, const torch::stable::Tensor& x, int64_t stack,
-                       const char* name) {
-    STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), name, " has the wrong dtype");
-    STD_TORCH_CHECK(tensor.numel() == stack * x.numel(), name, " has the wrong size");
-    check_without_gaps(tensor, name);
-}
-
 // Numbers beside x, in what x's are summed in.
 inline const void* statistic(const torch::stable::Tensor& tensor, const torch::stable::Tensor& x, int64_t count,
                              const char* name) {
