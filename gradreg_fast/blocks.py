@@ -115,13 +115,14 @@ def _rewritten(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None], always
     for run in chosen:
         first = nodes[run.nodes[0]]
         for i in run.nodes:
-            nodes[i] = Node(nodes[i].name, PlainValue(_nothing), ())
+            nodes[i] = nothing(nodes[i])
         nodes[run.nodes[-1]] = replace(first, rule=run.block(others))
-    return replace(graph, nodes=tuple(nodes), plans={}, _with_head={}, _needs={})
+    return graph.rewritten(nodes)
 
 
-def _nothing() -> None:
-    """The value of a node that became part of a block."""
+def nothing(node: Node) -> Node:
+    """What stands where a node was that became part of another."""
+    return Node(node.name, PlainValue(lambda: None), ())
 
 
 def is_faster(weight: Tensor, images: Shape, sums: Shape, pools: bool) -> bool:
