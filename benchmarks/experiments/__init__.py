@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 
 NAMES = (
+    "small_data",
     "synthetic_1d",
     "synthetic_nd",
     "surrogates",
