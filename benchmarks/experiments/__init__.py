@@ -23,6 +23,7 @@ from types import ModuleType
 
 NAMES = (
     "small_data",
+    "robustness",
     "synthetic_1d",
     "synthetic_nd",
     "surrogates",
