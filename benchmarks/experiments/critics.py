@@ -4,8 +4,8 @@ Fashion-MNIST at 28 x 28 pixels, 10,000 images. The critic has two strided 4 x 4
 ReLU), the generator a linear layer and two upsampled 3 x 3 convolutions with batch normalisation; batches of 64, Adam
 (rate 0.001, cosine decay), one critic step a generator step, 600 steps: far from a fully trained GAN. Non-saturating
 logistic loss without a penalty, with R1 and with R1 and R2 (R3GAN's pair of penalties, without its loss), and WGAN-GP
-with Wasserstein's; weights never tuned. Fréchet distance and covered classes are those of `gan`, of images halved to 14 x 14.
-Intervals are over three seeds.
+with Wasserstein's; weights never tuned. Fréchet distance and covered classes are those of `gan`, of images halved to
+14 x 14 pixels. Intervals are over three seeds.
 """
 
 from __future__ import annotations
@@ -84,14 +84,81 @@ def run(config: dict, engines: tuple[str, ...]) -> dict[str, dict]:
         pairs[engine] = gan.players(critic, generator(seed + 1), engine, penalty, weight, config["steps"])
     gan.play(list(pairs.values()), real, config["steps"], seed, rows=ROWS)
     noise = torch.randn(gan.TESTED, gan.NOISE, generator=torch.Generator().manual_seed(1000 + seed))
-    return {engine: _outcome(*pair, noise, real, seed) for engine, pair in pairs.items()}
+    return {engine: _outcome(*pair, noise, seed) for engine, pair in pairs.items()}
 
 
-def _outcome(critic, drawer, noise, real, seed):
+def _outcome(critic, drawer, noise, seed):
     drawn = loop.outputs(drawer.model, noise)
-    halved = F.avg_pool2d(drawn, 2).flatten(1)
+    halved, real = F.avg_pool2d(drawn, 2).flatten(1), gan.samples("fashion-mnist")[0][: gan.TESTED]
     outcome = {
-        "frechet": gan.frechet(*(gan.features("fashion-mnist", x) for x in (_real, halved))),
+        "frechet": gan.frechet(*(gan.features("fashion-mnist", x) for x in (real, halved))),
         "covered": gan.covered("fashion-mnist", halved),
         "seconds_per_step": machine.spread(critic.processor_seconds),
     }
+    if seed == 1:
+        low, high = (extreme.item() for extreme in images().aminmax())
+        greys = (GREYS * ((drawn[: SHEET**2] - low) / (high - low)).clamp(0, 1)).round().int()
+        outcome["drawn"] = greys.flatten(1).tolist()
+    return outcome
+
+
+def findings(rows: list[Row]) -> list[Finding]:
+    """Fréchet distance and coverage, over those without penalty; the critic's step, beside autograd's."""
+    timed, played = [row for row in rows if not row.config["seed"]], [row for row in rows if row.config["seed"]]
+    plain = outcomes(played, "frechet", method="no penalty")
+    found = []
+    for method in METHODS:
+        distances, modes = (outcomes(played, measure, method=method) for measure in ("frechet", "covered"))
+        text = f"{method}: Fréchet distance {said(interval(distances))}, classes covered {statistics.fmean(modes):.0%}"
+        if method == "no penalty":
+            found.append(Finding(f"{text}.", NOTED))
+        else:
+            ends = ratio(distances, plain)
+            found.append(Finding(f"{text}; distance over that without penalty {said(ends)}.", verdict(ends)))
+    told = "; ".join(
+        f"{method} {_milliseconds(timed, method, 'gradreg_fast'):.1f}, autograd "
+        f"{_milliseconds(timed, method, 'autograd'):.1f}"
+        for method in list(METHODS)[1:]
+    )
+    text = (
+        f"Critic's step, ms of processor time for {ROWS} real and {ROWS} generated images: no penalty "
+        f"{_milliseconds(timed, 'no penalty', 'none'):.1f}; {told}."
+    )
+    return [*found, Finding(text, NOTED)]
+
+
+def _milliseconds(rows, method, engine):
+    (row,) = (row for row in rows if row.engine == engine and row.config["method"] == method)
+    return 1e3 * row.outcome["seconds_per_step"][1]
+
+
+def draw(rows: list[Row]) -> Figure:
+    """A critic's step with each engine, Fréchet distances, and what each method's generator draws."""
+    timed, played = [row for row in rows if not row.config["seed"]], [row for row in rows if row.config["seed"]]
+    figure, (times, distances, *sheets) = plt.subplots(
+        1, 2 + len(METHODS), figsize=(19, 3.9), width_ratios=(1.5, 1.3, *[1] * len(METHODS)), layout="constrained"
+    )
+    for x, (method, sheet) in enumerate(zip(METHODS, sheets, strict=True)):
+        engines = ("gradreg_fast", "autograd") if METHODS[method][0] else ("none",)
+        for place, engine in enumerate(engines):
+            height = _milliseconds(timed, method, engine)
+            bar, colour = x + 0.4 * (place - (len(engines) - 1) / 2), plot.ENGINE_COLOURS[engine]
+            times.bar(bar, height, 0.38, color=colour, alpha=0.8, label=engine if x == 1 else "")
+            times.annotate(f"{height:.0f}", (bar, height), ha="center", va="bottom", fontsize=8)
+        of_method = outcomes(played, "frechet", method=method)
+        distances.bar(x, statistics.fmean(of_method), color=COLOURS[method], alpha=0.7)
+        distances.scatter([x] * len(of_method), of_method, color="black", s=10, zorder=3)
+        tiles = np.array(outcomes(played, lambda o: o.get("drawn"), method=method, seed=1)[0])
+        tiles = tiles.reshape(SHEET, SHEET, SIDE, SIDE).transpose(0, 2, 1, 3).reshape(SHEET * SIDE, SHEET * SIDE)
+        sheet.imshow(tiles, cmap="gray", vmin=0, vmax=GREYS)
+        sheet.axis("off")
+        modes = statistics.fmean(outcomes(played, "covered", method=method))
+        sheet.set_title(f"{method}: {modes:.0%} of the classes", fontsize=10)
+    times.set(title="A critic's step", ylabel="ms of processor time")
+    times.legend(frameon=False, fontsize=8)
+    distances.set(title="Fréchet distance: seeds, and their mean")
+    for axes in (times, distances):
+        axes.set_xticks(range(len(METHODS)), [method.replace(" ", "\n", 1) for method in METHODS], fontsize=8)
+    plot.style(times, distances)
+    figure.suptitle("Critics of Fashion-MNIST images with gradient penalties: their time, and what generators draw")
+    return figure

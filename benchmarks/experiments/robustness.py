@@ -24,7 +24,7 @@ from .small_data import SEEDS, STEPS
 __all__ = ["CLAIM", "NEEDS", "cells", "draw", "findings", "run"]
 
 CLAIM = "robustness"
-SAMPLES = 1000
+SAMPLES = 500
 SIZES = {"noise": (0.1, 0.2, 0.4), "FGSM": (0.02, 0.05, 0.1), "PGD": (0.02, 0.05, 0.1)}
 SHOWN = 1  # the size of which the trade-off is told
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from .. import plot
 from .cells import Row, values
-from .claims import NOTED, Finding, interval, overall, said, verdict
+from .claims import Finding, interval, said, verdict
 from .classifiers import (
     DROPPED,
     GRADIENTS,
@@ -26,15 +26,16 @@ from .classifiers import (
     METHODS,
     NEEDS,
     NORMALISED,
-    ROWS,
     Block,
-    best_rival,
     blocks,
-    chosen,
+    draw_gains,
+    draw_strengths,
+    draw_times,
     gains,
-    mean,
     measured,
     outcome,
+    tell,
+    tell_times,
     train,
 )
 
@@ -53,7 +54,6 @@ BLOCKS = (
     Block("fashion-mnist", 5000),
 )
 SEEDS = range(1, 6)
-PENALTIES = ("confidence penalty", *GRADIENTS)
 TIMED = 60  # steps of seed 0, which compares the engines' times and nothing else
 
 
@@ -79,64 +79,26 @@ def findings(rows: list[Row]) -> list[Finding]:
     """Accuracies and gains in each block, what they come to in all, where they are greatest, and a step's time."""
     timed, tested = [row for row in rows if not row.config["seed"]], [row for row in rows if row.config["seed"]]
     there = blocks(tested)
-    found = [finding for block in there for finding in _of_block(tested, block)]
+    found = [finding for block in there for finding in tell(tested, block)]
     for name in GRADIENTS:
-        of_blocks = [gains(tested, name, "none", block) for block in there]
-        ends = interval([statistics.fmean(of_seed) for of_seed in zip(*of_blocks, strict=True)])
+        ends = interval(_means(gains(tested, name, "none", block) for block in there))
         text = f"{name}, mean over all {len(there)} of these settings: gain over no penalty in points {said(ends)}."
         found.append(Finding(text, verdict(ends, 0, less_is_better=False)))
     for data in values(rows, "data"):
-        of_data = sorted(block for block in there if block[::2] == (data, LENET))
-        fewest, most = (
-            [
-                statistics.fmean(each)
-                for each in zip(*(gains(tested, name, "none", block) for name in GRADIENTS), strict=True)
-            ]
-            for block in (of_data[0], of_data[-1])
-        )
-        ends = interval([few - many for few, many in zip(fewest, most, strict=True)])
+        few, *_, many = sorted(block for block in there if block[::2] == (data, LENET))
+        of_few, of_many = (_means(gains(tested, name, "none", block) for name in GRADIENTS) for block in (few, many))
+        ends = interval([a - b for a, b in zip(of_few, of_many, strict=True)])
         text = (
-            f"{LENET}, {data}: mean gain of the four with {of_data[0].samples:,} images, less that with "
-            f"{of_data[-1].samples:,}, in points: {said(ends)}."
+            f"{LENET}, {data}: mean gain of the four with {few.samples:,} images, less that with {many.samples:,}, in "
+            f"points: {said(ends)}."
         )
         found.append(Finding(text, verdict(ends, 0, less_is_better=False)))
-    return found + [_times(timed, block) for block in blocks(timed)]
+    return found + [tell_times(timed, block) for block in blocks(timed)]
 
 
-def _of_block(rows, block):
-    told = ", ".join(
-        f"{name} {said(interval(measured(rows, name, block)), '.1f')}"
-        + (f" at {chosen(rows, name, block):g}" if name != "none" else "")
-        for name in block.methods
-    )
-    yield Finding(f"{block}: test accuracy in % {told}.", NOTED)
-    rival = best_rival(rows, block)
-    for base, what in (("none", "no penalty"), (rival, f"{rival}, the best rival on the held-out images")):
-        ends = {name: interval(gains(rows, name, base, block)) for name in GRADIENTS}
-        told = ", ".join(f"{name} {said(each)}" for name, each in ends.items())
-        verdicts = [verdict(each, 0, less_is_better=False) for each in ends.values()]
-        yield Finding(f"{block}: gain over {what}, in points: {told}.", overall(verdicts))
-
-
-def _times(rows, block):
-    told = (
-        f"{name} {_milliseconds(rows, block, name, 'gradreg_fast'):.1f} "
-        f"(autograd {_milliseconds(rows, block, name, 'autograd'):.1f})"
-        for name in PENALTIES
-    )
-    plain = _milliseconds(rows, block, "none", "none")
-    text = f"{block.network}, ms of processor time a step of {ROWS} images: none {plain:.1f}, {', '.join(told)}."
-    return Finding(text, NOTED)
-
-
-def _milliseconds(rows, block, method, engine):
-    """The median over the strengths of the median step's time."""
-    config = {**block._asdict(), "method": method}
-    return 1e3 * statistics.median(
-        row.outcome["seconds_per_step"][1]
-        for row in rows
-        if row.engine == engine and all(row.config[name] == value for name, value in config.items())
-    )
+def _means(lists):
+    """The mean over the lists, of each seed."""
+    return [statistics.fmean(of_seed) for of_seed in zip(*lists, strict=True)]
 
 
 def draw(rows: list[Row]) -> Figure:
@@ -153,7 +115,7 @@ def draw(rows: list[Row]) -> Figure:
     for axes, (title, (each, label)) in zip(
         upper.subplots(1, len(groups), width_ratios=widths), groups.items(), strict=True
     ):
-        _gains(axes, tested, each)
+        draw_gains(axes, tested, each)
         axes.set_title(title)
         axes.set_xticks(range(len(each)), [label.format(block) for block in each], fontsize=8)
     upper.axes[0].set_ylabel(
@@ -165,45 +127,13 @@ def draw(rows: list[Row]) -> Figure:
         ends = [interval(measured(tested, name, block)) for block in of_sizes]
         sizes = [block.samples for block in of_sizes]
         plot.intervals(accuracies, sizes, ends, "o-", method.colour, name)
-        if name != "none":
-            means = [mean(tested, name, each, smallest, "test") for each in method.strengths]
-            strengths.plot(range(len(means)), means, "o-", color=method.colour)
     accuracies.set(title=f"{LENET} on {smallest.data}", xscale="log", xlabel="images", ylabel="test accuracy in %")
     accuracies.set_xticks(sizes, [f"{size:,}" for size in sizes])
     accuracies.minorticks_off()
-    strengths.set(title=str(smallest), xlabel="strength", ylabel="mean test accuracy in %")
-    strengths.set_xticks(range(3), ["weakest", "middle", "strongest"])
-    strengths.axhline(mean(tested, "none", 0, smallest, "test"), color=plot.GREY, linewidth=1)
-    _draw_times(times, timed, blocks(timed)[0])
+    draw_strengths(strengths, tested, smallest)
+    draw_times(times, timed, blocks(timed)[0])
     plot.style(*upper.axes, *lower.axes)
     handles, labels = accuracies.get_legend_handles_labels()
     upper.legend(handles, labels, loc="outside upper center", ncols=len(METHODS), frameon=False, fontsize=9)
     figure.suptitle("Penalties on input gradients (right) and their rivals: what they add to a classifier's accuracy")
     return figure
-
-
-def _gains(axes, rows, blocks):
-    """Each block's gains side by side, with their intervals."""
-    names = [name for name in METHODS if name != "none"]
-    for place, name in enumerate(names):
-        shown = [(x, block) for x, block in enumerate(blocks) if name in block.methods]
-        if not shown:
-            continue
-        ends = [interval(gains(rows, name, "none", block)) for _, block in shown]
-        offset = 0.11 * (place - (len(names) - 1) / 2)
-        plot.intervals(axes, [x + offset for x, _ in shown], ends, "o", METHODS[name].colour, name)
-    axes.axhline(0, color="black", linewidth=1)
-
-
-def _draw_times(axes, rows, block):
-    for x, name in enumerate(PENALTIES):
-        for offset, engine in ((-0.2, "gradreg_fast"), (0.2, "autograd")):
-            height = _milliseconds(rows, block, name, engine)
-            axes.bar(
-                x + offset, height, 0.38, color=plot.ENGINE_COLOURS[engine], alpha=0.8, label=engine if not x else ""
-            )
-            axes.annotate(f"{height:.1f}", (x + offset, height), ha="center", va="bottom", fontsize=8)
-    axes.axhline(_milliseconds(rows, block, "none", "none"), color=plot.GREY, label="no penalty")
-    axes.set_xticks(range(len(PENALTIES)), [name.replace(" ", "\n") for name in PENALTIES], fontsize=8)
-    axes.set(title=f"A step's time, {block.network}", ylabel=f"ms of processor time a step of {ROWS} images")
-    axes.legend(frameon=False, fontsize=8)
