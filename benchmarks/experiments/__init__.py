@@ -24,6 +24,7 @@ from types import ModuleType
 NAMES = (
     "small_data",
     "robustness",
+    "larger",
     "synthetic_1d",
     "synthetic_nd",
     "surrogates",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .. import data, loop, machine, models, plot
 from . import gan
-from .cells import Row, outcomes
+from .cells import Row, outcomes, timed_and_tested
 from .claims import NOTED, Finding, interval, ratio, said, verdict
 
 CLAIM = "critics"
@@ -104,7 +104,7 @@ def _outcome(critic, drawer, noise, seed):
 
 def findings(rows: list[Row]) -> list[Finding]:
     """Fréchet distance and coverage, over those without penalty; the critic's step, beside autograd's."""
-    timed, played = [row for row in rows if not row.config["seed"]], [row for row in rows if row.config["seed"]]
+    timed, played = timed_and_tested(rows)
     plain = outcomes(played, "frechet", method="no penalty")
     found = []
     for method in METHODS:
@@ -134,7 +134,7 @@ def _milliseconds(rows, method, engine):
 
 def draw(rows: list[Row]) -> Figure:
     """A critic's step with each engine, Fréchet distances, and what each method's generator draws."""
-    timed, played = [row for row in rows if not row.config["seed"]], [row for row in rows if row.config["seed"]]
+    timed, played = timed_and_tested(rows)
     figure, (times, distances, *sheets) = plt.subplots(
         1, 2 + len(METHODS), figsize=(19, 3.9), width_ratios=(1.5, 1.3, *[1] * len(METHODS)), layout="constrained"
     )

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from .. import plot
-from .cells import Row, values
+from .cells import Row, timed_and_tested, values
 from .claims import Finding, interval, said, verdict
 from .classifiers import (
     DROPPED,
@@ -77,7 +77,7 @@ def run(config: dict, engines: tuple[str, ...]) -> dict[str, dict]:
 
 def findings(rows: list[Row]) -> list[Finding]:
     """Accuracies and gains in each block, what they come to in all, where they are greatest, and a step's time."""
-    timed, tested = [row for row in rows if not row.config["seed"]], [row for row in rows if row.config["seed"]]
+    timed, tested = timed_and_tested(rows)
     there = blocks(tested)
     found = [finding for block in there for finding in tell(tested, block)]
     for name in GRADIENTS:
@@ -103,7 +103,7 @@ def _means(lists):
 
 def draw(rows: list[Row]) -> Figure:
     """Gains over no penalty in every block; accuracies over sizes and strengths; a step's time."""
-    timed, tested = [row for row in rows if not row.config["seed"]], [row for row in rows if row.config["seed"]]
+    timed, tested = timed_and_tested(rows)
     there = blocks(tested)
     plain = {data: [block for block in there if block[::2] == (data, LENET)] for data in values(rows, "data")}
     others = [block for block in there if block.network != LENET]
