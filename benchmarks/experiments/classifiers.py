@@ -76,11 +76,11 @@ class Block(NamedTuple):
         """Those that penalise input gradients."""
         return [name for name in GRADIENTS if name in self.methods]
 
-    def cells(self, steps: int, seeds: Iterable[int]) -> list[dict]:
-        """All of them; `weight` is that of a penalty, `strength` whatever a method's is."""
+    def cells(self, steps: int, seeds: Iterable[int], **further) -> list[dict]:
+        """All of them, with these further values; `weight` is that of a penalty, `strength` whatever a method's is."""
         return [
             {**self._asdict(), "method": name, "strength": strength, "weight": strength * bool(METHODS[name].penalty)}
-            | {"steps": steps, "seed": seed}
+            | {"steps": steps, "seed": seed, **further}
             for seed in seeds
             for name in self.methods
             for strength in METHODS[name].strengths
@@ -133,12 +133,18 @@ def train(config: dict, engines: tuple[str, ...]) -> dict[str, loop.Run]:
     return runs
 
 
+def tests(config: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """The test images and their classes, the first of them if there are many or a cell says how many."""
+    of, images_at_most = images(config["data"]), config.get("tested", TESTED)
+    return of.x_test[:images_at_most], of.y_test[:images_at_most]
+
+
 def outcome(run: loop.Run, config: dict) -> dict:
     """Accuracies on the held-out and on the test images, in percent, and the time of a step."""
     of, (_, held) = images(config["data"]), split(config)
     return {
         "validation": 100 * loop.accuracy(run.model, of.x[held], of.y[held]),
-        "test": 100 * loop.accuracy(run.model, of.x_test[:TESTED], of.y_test[:TESTED]),
+        "test": 100 * loop.accuracy(run.model, *tests(config)),
         "seconds_per_step": machine.spread(run.processor_seconds),
     }
 

@@ -60,8 +60,8 @@ TIMED = 60  # steps of seed 0, which compares the engines' times and nothing els
 def cells(quick: bool) -> list[dict]:
     """Blocks by methods, strengths and seeds."""
     if quick:
-        blocks = Block("mnist", 100), Block("mnist", 200), Block("mnist", 100, DROPPED)
-        return [*blocks[0].cells(2, [0]), *(cell for block in blocks for cell in block.cells(2, [1]))]
+        seeds = {Block("mnist", 50): (0, 1), Block("mnist", 100): (1,), Block("mnist", 50, DROPPED): (1,)}
+        return [cell for block in seeds for cell in block.cells(1, seeds[block], tested=10)]
     timed = [
         cell
         for network in (LENET, NORMALISED, DROPPED)
