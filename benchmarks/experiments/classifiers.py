@@ -35,6 +35,7 @@ class Method(NamedTuple):
     penalty: str | None
     strengths: tuple[float, ...]
     colour: str
+    marker: str = "s"
 
 
 METHODS = {
@@ -42,10 +43,10 @@ METHODS = {
     "weight decay": Method(None, (1e-4, 1e-3, 1e-2), "#c9a227"),
     "dropout": Method(None, (0.1, 0.2, 0.4), "#d9711f"),
     "confidence penalty": Method("confidence_penalty", (0.1, 0.3, 1.0), "#8c564b"),
-    "double backprop": Method("double_backprop", (0.01, 0.1, 1.0), plot.AHEAD),
-    "JacReg": Method("jacobian_softmax", (0.1, 1.0, 10.0), "#1f4e9c"),
-    "FrobReg": Method("jacobian_frobenius", (1e-3, 1e-2, 1e-1), "#7d6bb3"),
-    "SpectReg": Method("spectral_projection", (0.01, 0.1, 1.0), "#c44f9a"),
+    "double backprop": Method("double_backprop", (0.01, 0.1, 1.0), plot.AHEAD, "o"),
+    "JacReg": Method("jacobian_softmax", (0.1, 1.0, 10.0), "#1f4e9c", "o"),
+    "FrobReg": Method("jacobian_frobenius", (1e-3, 1e-2, 1e-1), "#7d6bb3", "o"),
+    "SpectReg": Method("spectral_projection", (0.01, 0.1, 1.0), "#c44f9a", "o"),
 }
 RIVALS = ("weight decay", "dropout", "confidence penalty")
 GRADIENTS = ("double backprop", "JacReg", "FrobReg", "SpectReg")
@@ -229,7 +230,7 @@ def draw_gains(axes: Axes, rows: list[Row], blocks: list[Block]) -> None:
             continue
         ends = [interval(gains(rows, name, "none", block)) for _, block in shown]
         offset = 0.11 * (place - (len(names) - 1) / 2)
-        plot.intervals(axes, [x + offset for x, _ in shown], ends, "o", METHODS[name].colour, name)
+        plot.intervals(axes, [x + offset for x, _ in shown], ends, METHODS[name].marker, METHODS[name].colour, name)
     axes.axhline(0, color="black", linewidth=1)
 
 
@@ -258,7 +259,7 @@ def draw_strengths(axes: Axes, rows: list[Row], block: Block) -> None:
     for name in block.methods[1:]:
         strengths = METHODS[name].strengths
         means = [mean(rows, name, strength, block, "test") for strength in strengths]
-        axes.plot(range(len(means)), means, "o-", color=METHODS[name].colour)
+        axes.plot(range(len(means)), means, METHODS[name].marker + "-", color=METHODS[name].colour)
     axes.set(title=str(block), xlabel="strength", ylabel="mean test accuracy in %")
     axes.set_xticks(range(3), ["weakest", "middle", "strongest"])
     axes.axhline(mean(rows, "none", 0, block, "test"), color=METHODS["none"].colour, linewidth=1)

@@ -125,7 +125,7 @@ def draw(rows: list[Row]) -> Figure:
     for axes, (kind, sizes) in zip(kinds, SIZES.items(), strict=True):
         for name in block.methods:
             ends = [interval(measured(rows, name, block, "clean")), *_intervals(rows, name, block, kind)]
-            style = "o-" if name in GRADIENTS else "s--"
+            style = METHODS[name].marker + "-"
             plot.intervals(axes, (0, *sizes), ends, style, METHODS[name].colour, name)
         what = "standard deviation of the noise" if kind == "noise" else f"largest change of a pixel by {kind}"
         axes.set(title=kind, xlabel=f"{what}, share of its range", ylabel="accuracy in %")
@@ -136,7 +136,7 @@ def draw(rows: list[Row]) -> Figure:
             [mean(rows, name, strength, block, measure) for strength in strengths]
             for measure in ("test", _at("PGD", SHOWN))
         ]
-        trade.plot(*points, "o-" if name in GRADIENTS else "s--", color=METHODS[name].colour, markersize=4)
+        trade.plot(*points, METHODS[name].marker + "-", color=METHODS[name].colour, markersize=4)
         trade.scatter(*(each[-1:] for each in points), color=METHODS[name].colour, s=70)
     trade.set(title="every strength (large: the strongest)", xlabel="accuracy on clean images in %")
     trade.set_ylabel(f"accuracy under PGD of {SIZES['PGD'][SHOWN]:g} in %")
