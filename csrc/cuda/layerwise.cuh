@@ -249,12 +249,18 @@ __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Sto
         item -= layer_tiles(p.layers[l], size);
     const LayerGradient<S>& layer = p.layers[l];
     const int64_t lines = p.stacked + (layer.adjoints ? p.rows : 0);
-    const Matrix<S, true> left{
-        layer.u, layer.d,   layer.outputs,
-        lines,   p.stacked, is_aligned(layer.u) && is_aligned(layer.d) && layer.outputs % width<S> == 0};
-    const Matrix<S, true> right{
-        layer.xdot, layer.x,   layer.inputs,
-        lines,      p.stacked, is_aligned(layer.xdot) && is_aligned(layer.x) && layer.inputs % width<S> == 0};
+    const Matrix<S, true> left{p.stacked ? layer.u : layer.d,
+                               layer.d,
+                               layer.outputs,
+                               lines,
+                               p.stacked,
+                               is_aligned(layer.u) && is_aligned(layer.d) && layer.outputs % width<S> == 0};
+    const Matrix<S, true> right{p.stacked ? layer.xdot : layer.x,
+                                layer.x,
+                                layer.inputs,
+                                lines,
+                                p.stacked,
+                                is_aligned(layer.xdot) && is_aligned(layer.x) && layer.inputs % width<S> == 0};
     const int64_t each = slice_lines(lines, p.slices, Staged<S, true, size>::depth), begin = blockIdx.y * each;
     const int64_t end = begin + each < lines ? begin + each : lines;
     const int across = (layer.inputs + size - 1) / size;
