@@ -17,7 +17,7 @@ namespace gradreg_fast::cuda {
 // `narrow<S>(value)`: a wide number as it is stored. `to_tf32`: rounded to what such products read. `mma_...`: d += a b
 // over a warp, in PTX's layouts. `load_matrices`: four fragments of 8 rows of 16 bytes, whose addresses lanes 8 i
 // to 8 i + 7 give, each as it lies or, of 16-bit numbers, transposed. `copy_async`: bytes to shared memory that are on
-// their // way, zeros unless they are `there`: `from` is an address in the array either way; they have arrived when
+// their way, zeros unless they are `there`: `from` is an address in the array either way; they have arrived when
 // `wait_for_copies` has returned in the thread that copies, for all but the last so many groups that it closed.
 template <class S>
 __device__ __forceinline__ S narrow(Wide<S> value) {

@@ -162,13 +162,12 @@ struct Combination {
     S* result;               // [K, B, columns], perhaps a
 };
 
-// sums [B, columns] of a stack's terms, or norms [B] of its lines.
+// sums [B, columns] of a stack's terms.
 template <class S>
 struct StackSums {
     int64_t rows, stack;
     int columns;
     const Wide<S>* terms;
-    const S* lines;
     Wide<S>* sums;
 };
 
