@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gradreg_fast import measured
 from gradreg_fast.backend import KERNELS, available, current, insists, require
 from gradreg_fast.graph import Graph, Node, PlainValue
 from gradreg_fast.mlp import STRAIGHT, kind_of
@@ -39,11 +40,6 @@ MOST_CHANNELS = {torch.float32: 256, torch.float64: 4096}
 MOST_SUMS = 8192
 # - Sums of a row, which are computed side by side, at least this: fewer wait for each other.
 LEAST_IN_A_ROW = 8
-
-# On CUDA devices, up to how many channels the kernels take a convolution by themselves, by capability and dtype. By
-# bytes and operations (csrc/cuda/conv.cuh) they can only be ahead of cuDNN where that is far from its best: nowhere,
-# until a GPU has measured it.
-CHANNELS_ON_CUDA: dict[tuple[int, int], dict[torch.dtype, int]] = {}
 
 DTYPES = {
     "cpp": (torch.float32, torch.float64),
@@ -163,7 +159,7 @@ def is_faster(weight: Tensor, images: Shape, sums: Shape, pools: bool) -> bool:
 
 def _measured(x: Tensor) -> int:
     """Up to how many channels CUDA kernels are ahead."""
-    return CHANNELS_ON_CUDA.get(torch.cuda.get_device_capability(x.device), {}).get(x.dtype, 0)
+    return measured.CHANNELS.get(torch.cuda.get_device_capability(x.device), {}).get(x.dtype, 0)
 
 
 def runs_of(graph: Graph, kernels: str = "cpp") -> list[Run]:

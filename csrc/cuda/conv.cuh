@@ -11,7 +11,7 @@
 // caches. Epilogues save the pass behind a library's product in each of the four sweeps (2 s P O or 2 s P C bytes), so
 // that only the topmost activation of a run of convolutions takes one of its own. At 3.35 TB/s that pays by itself only
 // up to C = 24 or so (layerwise.cuh), beyond it only where the library is far from its best, as for few channels: so
-// these kernels are chosen by measurement (CHANNELS_ON_CUDA in gradreg_fast/blocks.py).
+// these kernels are chosen by measurement (CHANNELS in gradreg_fast/measured.py).
 //
 //   T = 9, P = 64 x 32 x 32   operations a product   bytes of bfloat16   at 990 TFLOP/s   at 3.35 TB/s
 //   C = O = 16                302e6                  4.2e6               0.3 us           1.3 us

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import gradreg_fast
-from gradreg_fast import blocks, ops
+from gradreg_fast import measured, ops
 from gradreg_fast.blocks import with_blocks
 from gradreg_fast.rules.conv_products import ConvProducts
 from tests.parity import assert_primitives, evaluate, norm, value_and_vjp
@@ -205,7 +205,7 @@ def test_what_is_left_to_pytorch(cuda_operations, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with gradreg_fast.backend("auto"):
         assert not products(model, x)
-        monkeypatch.setitem(blocks.CHANNELS_ON_CUDA, (9, 0), {torch.float32: 8})
+        monkeypatch.setitem(measured.CHANNELS, (9, 0), {torch.float32: 8})
         assert products(model, x) == [1]
 
 
