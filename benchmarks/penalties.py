@@ -171,6 +171,8 @@ def gradreg_fast(name: str, model: Callable, batch: Batch) -> tuple[Tensor, Tens
         case "spectral_projection":
             return penalty(model, batch.x, generator=batch.generator())
         case "jacobian_frobenius" | "jacobian_softmax":
+            if batch.projections is None:  # an exact norm draws nothing, and a compiled step cannot make generators
+                return penalty(model, batch.x)
             return penalty(model, batch.x, projections=batch.projections, generator=batch.generator())
         case _:
             return penalty(model, batch.x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from gradreg_fast import budget, functional, ops
 from gradreg_fast.rules.activation import Sine as SineRule
 from gradreg_fast.rules.registry import MODULES, Call
+from gradreg_fast.wrappers import gathered
 
 
 class WithPenalty(nn.Module):
@@ -50,7 +52,10 @@ class WithPenalty(nn.Module):
 
     def forward(self, x: Tensor, *arguments, **keywords) -> tuple[Tensor, Tensor]:
         """``penalty(model, x, *arguments, **settings, **keywords)``."""
-        keywords = {**self.settings, **keywords}
+        with nullcontext() if torch.compiler.is_compiling() else gathered(self):
+            return self._penalised(x, *arguments, **{**self.settings, **keywords})
+
+    def _penalised(self, x: Tensor, *arguments, **keywords) -> tuple[Tensor, Tensor]:
         if not self.training:
             return self.penalty(self.model, x, *arguments, **keywords)
         if self.schedule is not None and not self.schedule.due():

@@ -6,13 +6,14 @@ them is the reference. On a CPU that serves normalisations; PyTorch's own activa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from gradreg_fast.backend import KERNELS, available
+from gradreg_fast.blocks import with_blocks
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import kind_of
 from gradreg_fast.rules.activation import Activation
@@ -33,6 +34,11 @@ NORMALISATIONS: dict[type[Rule], Callable[[Rule], Rule]] = {
 }
 ON_CPU = (BatchNormTrain,)
 """Normalisations that the CPU's kernels know."""
+
+
+def with_kernels(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Graph:
+    """The graph with blocks and passes where kernels serve this input, and the backend's choice allows it."""
+    return with_passes(with_blocks(graph, x, tensors), x)
 
 
 def with_passes(graph: Graph, x: Tensor) -> Graph:

@@ -19,6 +19,8 @@ class ActivationPasses(Activation):
         settings: of phi.
     """
 
+    compiled = True
+
     def __init__(self, activation: Activation, kind: int, settings: tuple[float, float]) -> None:
         self.curvature_free = activation.curvature_free
         self.meets_below = activation.meets_below

@@ -56,6 +56,7 @@ class Rule:
         aliases: the result may share memory with an input.
         makes_pieces: `pull` returns a fresh tensor, to which `pull_into` may add.
         meets_below: `curvature` takes the cotangents of the inputs (what `pull` returned) instead of the output's.
+        compiled: the sweeps are operations of this package's library.
     """
 
     curvature_free = True
@@ -63,6 +64,7 @@ class Rule:
     meets_below = False
     makes_pieces = False
     aliases = False
+    compiled = False
 
     def couples(self, dims: int) -> bool:
         """`couples_samples` for inputs with this many dimensions."""

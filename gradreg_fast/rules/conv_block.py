@@ -22,6 +22,8 @@ class ConvBlock(Rule):
         channels_last: layout of resulting images.
     """
 
+    compiled = True
+
     def __init__(
         self,
         conv: Conv,

@@ -40,6 +40,8 @@ class ConvProducts(Rule):
     What `curvature` meets is each layer's cotangent of z, and of y where that is needed.
     """
 
+    compiled = True
+
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = tuple(layers)
         self.curvature_free = all(layer.kind in STRAIGHT for layer in layers)

@@ -17,6 +17,7 @@ class Passes(Rule):
         operations: names of the operations behind `project` and `meet`.
     """
 
+    compiled = True
     operations = "norm_project", "norm_meet"
 
     def pull(self, saved, parameters, u):
