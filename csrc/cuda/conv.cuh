@@ -18,18 +18,6 @@
 //   C = O = 64                4.8e9                  16.8e6              4.9 us           5.0 us
 //   C = O = 256               77e9                   68e6                78 us            20 us
 //
-// Kernel convolve: phi(W * x + b), and z
-//   dtypes     float32 float64 tf32 bfloat16 float16
-//   bound      memory up to about 64 channels, P C in and P O (2 P O) out; beyond, 2 P O C T operations
-//   registers  255 in float64, else 128
-//   tensor     TF32|Halves
-//
-// Kernel convolve_tangents: phi' (W * xdot), and phi'' u (W * xdot)
-//   dtypes     float32 float64 tf32 bfloat16 float16
-//   bound      memory up to about 64 channels, K P (C + O), P O in, K P O, P O wide out; beyond, operations
-//   registers  255 in float64, else 128
-//   tensor     TF32|Halves
-//
 // Kernel convolve_back: the transposed convolution of cotangents or adjoints, times phi' of what made x, plus phi''
 //   dtypes     float32 float64 tf32 bfloat16 float16
 //   bound      memory up to about 64 channels, K P O, P C (2 P C) in, K P C out; beyond, 2 K P O C T operations
@@ -142,21 +130,6 @@ using CorrelationProduct = LayerProduct<Matrix<S, true>, Images<S, true>, Weight
 
 template <class Arithmetic, int size>
 __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
-    convolve(const __grid_constant__ ImageProduct<typename Arithmetic::Storage> p) {
-    layer_tile<Arithmetic, size>(p, p.right.inners, [&](int64_t line, int64_t column, auto& sums) {
-        forward_piece(p.after, line, column, sums);
-    });
-}
-
-template <class Arithmetic, int size>
-__global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
-    convolve_tangents(const __grid_constant__ ImageProduct<typename Arithmetic::Storage> p) {
-    layer_tile<Arithmetic, size>(
-        p, p.right.inners, [&](int64_t line, int64_t column, auto& sums) { push_piece(p.after, line, column, sums); });
-}
-
-template <class Arithmetic, int size>
-__global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
     convolve_back(const __grid_constant__ BackProduct<typename Arithmetic::Storage> p) {
     const int64_t inner = int64_t(p.right.taps[0]) * p.right.taps[1] * p.right.outputs;
     layer_tile<Arithmetic, size>(p, inner, [&](int64_t line, int64_t column, auto& sums) {
@@ -214,7 +187,8 @@ class Convolve {
         up.bias = p.bias;
         up.state = p.state;
         up.value = p.y;
-        straight(convolve<Arithmetic, large_tile<S>>, convolve<Arithmetic, small_tile>, 1, p.x, p.weight, up);
+        straight(forward_layer<Arithmetic, large_tile<S>, ImageProduct<S>>,
+                 forward_layer<Arithmetic, small_tile, ImageProduct<S>>, 1, p.x, p.weight, up);
     }
 
     void push(const ImagePush<S>& p) const {
@@ -224,8 +198,8 @@ class Convolve {
         up.u = p.u;
         up.tangent = p.ydot;
         up.second = p.second && p.stack > 1 ? p.terms : p.second;
-        straight(convolve_tangents<Arithmetic, large_tile<S>>, convolve_tangents<Arithmetic, small_tile>, p.stack,
-                 p.xdot, p.weight, up);
+        straight(push_layer<Arithmetic, large_tile<S>, ImageProduct<S>>,
+                 push_layer<Arithmetic, small_tile, ImageProduct<S>>, p.stack, p.xdot, p.weight, up);
         if (p.second && p.stack > 1) add_stack(up, p.stack, p.second, launch);
     }
 

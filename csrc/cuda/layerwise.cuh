@@ -23,13 +23,13 @@
 //   1024   16384   206e9        604e6             336e6              208; 180 and 100
 //   4096   16384   3.3e12       2.4e9             1.3e9              3332; 720 and 400
 //
-// Kernel forward_layer: h of a layer, and its state
+// Kernel forward_layer: h of a layer, and its state; of a convolution too (conv.cuh)
 //   dtypes     float32 float64 tf32 bfloat16 float16
 //   bound      operations, 2 B n d; below about 256 wide, memory: B d and n d in, B n (2 B n) out
 //   registers  255 in float64, else 128
 //   tensor     TF32|Halves
 //
-// Kernel push_layer: hdot of a layer, and phi'' u zdot
+// Kernel push_layer: hdot of a layer, and phi'' u zdot; of a convolution too
 //   dtypes     float32 float64 tf32 bfloat16 float16
 //   bound      operations, 2 K B n d; below about 256 wide, memory: K B (d + n), B n, n d in, K B n, B n wide out
 //   registers  255 in float64, else 128
@@ -200,19 +200,19 @@ using UpProduct = LayerProduct<Matrix<S, false>, Matrix<S, false>, Up<S>>;
 template <class S>
 using DownProduct = LayerProduct<Matrix<S, false>, Matrix<S, true>, Down<S>>;
 
-template <class Arithmetic, int size>
+template <class Arithmetic, int size, class Product>
 __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
-    forward_layer(const __grid_constant__ UpProduct<typename Arithmetic::Storage> p) {
-    layer_tile<Arithmetic, size>(p, p.left.inners, [&](int64_t line, int64_t column, auto& sums) {
+    forward_layer(const __grid_constant__ Product p) {
+    layer_tile<Arithmetic, size>(p, p.right.inners, [&](int64_t line, int64_t column, auto& sums) {
         forward_piece(p.after, line, column, sums);
     });
 }
 
-template <class Arithmetic, int size>
+template <class Arithmetic, int size, class Product>
 __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
-    push_layer(const __grid_constant__ UpProduct<typename Arithmetic::Storage> p) {
+    push_layer(const __grid_constant__ Product p) {
     layer_tile<Arithmetic, size>(
-        p, p.left.inners, [&](int64_t line, int64_t column, auto& sums) { push_piece(p.after, line, column, sums); });
+        p, p.right.inners, [&](int64_t line, int64_t column, auto& sums) { push_piece(p.after, line, column, sums); });
 }
 
 template <class Arithmetic, int size>
@@ -393,7 +393,8 @@ class Layerwise {
             Up<S> up = up_to(p, l, 1);
             up.bias = layer.bias;
             up.value = l == last ? p.y : also.value[l] == layer.state ? nullptr : also.value[l];
-            up_product(forward_layer<Arithmetic, large_tile<S>>, forward_layer<Arithmetic, small_tile>, h, layer, up);
+            up_product(forward_layer<Arithmetic, large_tile<S>, UpProduct<S>>,
+                       forward_layer<Arithmetic, small_tile, UpProduct<S>>, h, layer, up);
             h = also.value[l];
         }
         if (!p.stack) return norms_of(p);
@@ -436,8 +437,9 @@ class Layerwise {
             up.tangent = space.tangent[l];
             up.second = space.second[l] && p.stack > 1 ? space.terms : space.second[l];
             if (up.tangent || up.second)
-                up_product(push_layer<Arithmetic, large_tile<S>>, push_layer<Arithmetic, small_tile>,
-                           l ? space.tangent[l - 1] : gbar, layer, up);
+                up_product(push_layer<Arithmetic, large_tile<S>, UpProduct<S>>,
+                           push_layer<Arithmetic, small_tile, UpProduct<S>>, l ? space.tangent[l - 1] : gbar, layer,
+                           up);
             if (up.second && p.stack > 1) add_stack(up, p.stack, space.second[l], launch);
         }
         if (p.highest >= 0) {
