@@ -39,7 +39,7 @@ for name, module in list(sys.modules.items()):
 PYTHON
     export PYTHONPATH=$out/modules${PYTHONPATH:+:$PYTHONPATH}
 fi
-cache=${XDG_CACHE_HOME:-$HOME/.cache}
+cache=${XDG_CACHE_HOME:-${HOME:-/nowhere}/.cache}
 if ! mkdir -p "$cache" 2>/dev/null || [[ ! -w $cache ]]; then # ours, Inductor's, Triton's and matplotlib's
     cache=$(mktemp -d)
     trap 'rm -rf "$cache"' EXIT
