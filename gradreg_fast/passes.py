@@ -1,7 +1,7 @@
 """Nodes whose sweeps are single passes over memory, by compiled kernels around the products of libraries.
 
 PyTorch's lines take several passes, on CUDA devices each a kernel to start, for what one pass can do. The graph with
-them is the reference. On a CPU that serves normalisations; PyTorch's own activations are single passes there.
+them is the reference. On a CPU PyTorch's own activations are single passes, too, but read more and never work in place.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def with_passes(graph: Graph, x: Tensor) -> Graph:
 
 
 def _pass_for(rule: Rule, kernels: str) -> Rule:
-    if kernels == "cpp":
-        return NORMALISATIONS[type(rule)](rule) if type(rule) in ON_CPU else rule
     if isinstance(rule, Activation) and (phi := kind_of(rule)) is not None:
         return ActivationPasses(rule, *phi)
-    return NORMALISATIONS.get(type(rule), lambda rule: rule)(rule)
+    if type(rule) in NORMALISATIONS and (kernels == "cuda" or type(rule) in ON_CPU):
+        return NORMALISATIONS[type(rule)](rule)
+    return rule
