@@ -43,6 +43,7 @@ SOURCES = (
     "cpu/conv_avx2.cpp",
     "cpu/conv_avx512.cpp",
     "cpu/conv_baseline.cpp",
+    "cpu/layer_norm.cpp",
     "cpu/mlp.cpp",
     "cpu/mlp_avx2.cpp",
     "cpu/mlp_avx512.cpp",
