@@ -47,6 +47,7 @@ SOURCES = (
     "cpu/elementwise_avx2.cpp",
     "cpu/elementwise_avx512.cpp",
     "cpu/elementwise_baseline.cpp",
+    "cpu/layer_norm.cpp",
     "cpu/mlp.cpp",
     "cpu/mlp_avx2.cpp",
     "cpu/mlp_avx512.cpp",

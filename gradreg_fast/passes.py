@@ -32,7 +32,7 @@ NORMALISATIONS: dict[type[Rule], Callable[[Rule], Rule]] = {
     LayerNorm: lambda rule: LayerNormPasses(rule.shape, rule.eps),
     RootMeanSquareNorm: lambda rule: RootMeanSquarePasses(rule.shape, rule.eps),
 }
-ON_CPU = (BatchNormTrain,)
+ON_CPU = (BatchNormTrain, LayerNorm, RootMeanSquareNorm)
 """Normalisations that the CPU's kernels know."""
 
 
