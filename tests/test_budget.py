@@ -69,7 +69,7 @@ def test_checkpoints_repeat_no_step_that_is_counted(reentrant):
     def checkpointed(module):
         return Forwarding(module, lambda x: checkpoint(module, x, use_reentrant=reentrant))
 
-    with pytest.raises(RuntimeError, match="must not be inside .* save=.recompute."):
+    with pytest.raises(RuntimeError, match=r"must not be inside .* save=.recompute."):
         run(WithPenalty(model, "r1", every=2), checkpointed)
     part = WithPenalty(model, "r1", fraction=0.5)
     assert_same(run(part, checkpointed), run(part, lambda module: module))
