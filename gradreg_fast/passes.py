@@ -15,7 +15,7 @@ from torch import Tensor
 from gradreg_fast.backend import KERNELS, available
 from gradreg_fast.blocks import with_blocks
 from gradreg_fast.graph import Graph
-from gradreg_fast.mlp import kind_of
+from gradreg_fast.mlp import kind_of, mlp_of
 from gradreg_fast.rules.activation import Activation
 from gradreg_fast.rules.activation_passes import ActivationPasses
 from gradreg_fast.rules.base import Rule
@@ -48,6 +48,8 @@ def with_passes(graph: Graph, x: Tensor) -> Graph:
         return graph
     if kernels == "cpp" and torch.is_autocast_enabled("cpu"):
         return graph  # activations are in lower precision than x
+    if kernels == "cpp" and mlp_of(graph) is not None:
+        return graph  # what mlp.py leaves of these goes by active units (active.py), which reads activations
     key = "passes", kernels
     if key not in graph.plans:
         nodes = tuple(node and replace(node, rule=_pass_for(node.rule, kernels)) for node in graph.nodes)
