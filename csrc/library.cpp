@@ -67,12 +67,16 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
     library.def(
         "active_sqnorm_gradients(Tensor[] hidden, Tensor[] weights, bool gram, Tensor[] cotangents, Tensor factor, "
         "int[] wanted) -> Tensor[]");
-    // The passes of an activation (cuda/elementwise.h); tensors without gaps, all in the layout of z. kept: what the
+    // The passes of an activation (common/elementwise.h); tensors without gaps, all in the layout of z. kept: what the
     // forward pass returned as mask if there is one, else y if the activation's derivatives take that, else z. Stacks
     // are [K, ...]. Forward: returns y and the mask.
     library.def("activate(Tensor z, int kind, float[] settings, bool masked) -> (Tensor, Tensor)");
+    // In the memory of z; returns the mask.
+    library.def("activate_(Tensor(a!) z, int kind, float[] settings, bool masked) -> Tensor");
     // phi' v; count: of z.
     library.def("activation_slope(Tensor kept, Tensor v, int count, int kind, float[] settings) -> Tensor");
+    // In the memory of v.
+    library.def("activation_slope_(Tensor kept, Tensor(a!) v, int count, int kind, float[] settings) -> ()");
     // sum_k u^k xdot^k and, if wanted, phi' xdot.
     library.def(
         "activation_meet(Tensor kept, Tensor u, Tensor xdot, int kind, float[] settings, bool push) -> Tensor[]");

@@ -310,9 +310,17 @@ def register_fakes(module: ModuleType) -> None:
     def activate(z, kind, settings, masked):
         return torch.empty_like(z), z.new_empty(-(-z.numel() * z.element_size() // 16) * masked, dtype=torch.uint8)
 
+    @ops.register_fake("gradreg_fast::activate_")
+    def activate_in_place(z, kind, settings, masked):
+        return activate(z, kind, settings, masked)[1]
+
     @ops.register_fake("gradreg_fast::activation_slope")
     def activation_slope(kept, v, count, kind, settings):
         return torch.empty_like(v)
+
+    @ops.register_fake("gradreg_fast::activation_slope_")
+    def activation_slope_in_place(kept, v, count, kind, settings):
+        return None
 
     @ops.register_fake("gradreg_fast::activation_meet")
     def activation_meet(kept, u, xdot, kind, settings, push):

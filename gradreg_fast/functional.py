@@ -118,6 +118,7 @@ def jacobian_frobenius(
     projections: int | None = None,
     generator: torch.Generator | None = None,
     reduction: str = "mean",
+    cotangent_chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Squared Frobenius norm of the outputs' Jacobian: ``||J||_F^2``.
 
@@ -129,6 +130,7 @@ def jacobian_frobenius(
         projections: number of random projections of an unbiased estimate; None for the exact norm.
         generator: for the projections.
         reduction: over the batch.
+        cotangent_chunk_size: how many outputs (or projections) there are at a time; see `gradreg_fast.jacobian_sqnorm`.
 
     Returns:
         y, and the penalty.
@@ -139,7 +141,7 @@ def jacobian_frobenius(
     >>> y, estimate = jacobian_frobenius(network, x, projections=1)
     """
     check_reduction(reduction)
-    y, norms = ops.jacobian_sqnorm(model, x, projections, generator)
+    y, norms = ops.jacobian_sqnorm(model, x, projections, generator, cotangent_chunk_size)
     return y, reduced(norms, reduction)
 
 
@@ -147,13 +149,16 @@ def jacobian_frobenius(
 @chunkable
 @recomputable
 @callable_with()
-def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
+def contractive(
+    model: nn.Module, x: Tensor, reduction: str = "mean", cotangent_chunk_size: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Squared Frobenius norm of an encoder's Jacobian, ``||dh/dx||_F^2``: Rifai et al. 2011, equation 1.
 
     Args:
         model: the encoder; returns the code h ``[B, ...]``.
         x: input ``[B, ...]``.
         reduction: over the batch.
+        cotangent_chunk_size: how many units of the code there are at a time; see `gradreg_fast.jacobian_sqnorm`.
 
     Returns:
         h, and the penalty.
@@ -163,7 +168,7 @@ def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[T
     >>> squares = encoder[0].weight.square().sum(1)  # of each unit's weights  # [2]
     >>> torch.testing.assert_close(penalty, ((h * (1 - h)).square() @ squares).mean())
     """
-    return jacobian_frobenius(model, x, reduction=reduction)
+    return jacobian_frobenius(model, x, reduction=reduction, cotangent_chunk_size=cotangent_chunk_size)
 
 
 @compilable
@@ -176,6 +181,7 @@ def jacobian_softmax(
     projections: int | None = None,
     generator: torch.Generator | None = None,
     reduction: str = "mean",
+    cotangent_chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Squared Frobenius norm of the Jacobian of the probabilities: ``||d softmax(y) / dx||_F^2``.
 
@@ -187,6 +193,7 @@ def jacobian_softmax(
         projections: number of random projections of an unbiased estimate; None for the exact norm.
         generator: for the projections.
         reduction: over the batch.
+        cotangent_chunk_size: how many outputs (or projections) there are at a time; see `gradreg_fast.jacobian_sqnorm`.
 
     Returns:
         The logits y, and the penalty.
@@ -198,7 +205,7 @@ def jacobian_softmax(
     """
     check_reduction(reduction)
     graph, tensors = ops.prepare(model, x, _SOFTMAX)
-    y, norms = ops.sqnorm_or_estimate(graph, tensors, x, projections, generator)
+    y, norms = ops.sqnorm_or_estimate(graph, tensors, x, projections, generator, cotangent_chunk_size)
     return y, reduced(norms, reduction)
 
 

@@ -57,6 +57,7 @@ class Rule:
         makes_pieces: `pull` returns a fresh tensor, to which `pull_into` may add.
         meets_below: `curvature` takes the cotangents of the inputs (what `pull` returned) instead of the output's.
         compiled: the sweeps are operations of this package's library.
+        fresh: `pull` and `push` return tensors that nobody else has, so that the next node may overwrite them.
     """
 
     curvature_free = True
@@ -65,10 +66,16 @@ class Rule:
     makes_pieces = False
     aliases = False
     compiled = False
+    fresh = False
 
     def couples(self, dims: int) -> bool:
         """`couples_samples` for inputs with this many dimensions."""
         return self.couples_samples
+
+    @property
+    def overwriting(self) -> "Rule":
+        """This rule, whose `pull`, `push` and `descend` may overwrite the stack or adjoint that they are given."""
+        return self
 
     def forward(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor | None], extras: Sequence) -> tuple:
         """``y = n(x)``; returns ``(y, saved)``."""

@@ -23,6 +23,7 @@ class Conv(Rule):
     Parameters are ``W [out, in / groups, *kernel]`` and ``b [out]`` or None.
     """
 
+    fresh = True
     transposed = False
 
     def __init__(self, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> None:

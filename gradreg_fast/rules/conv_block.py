@@ -23,6 +23,7 @@ class ConvBlock(Rule):
     """
 
     compiled = True
+    fresh = True
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ class Passes(Rule):
     """
 
     compiled = True
+    fresh = True
     operations = "norm_project", "norm_meet"
 
     def pull(self, saved, parameters, u):
