@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from gradreg_fast import active, contraction, planner
 from gradreg_fast.autocast import with_casts, without_autocast
-from gradreg_fast.blocks import with_blocks
 from gradreg_fast.chunks import chunkable
 from gradreg_fast.compiling import compilable
 from gradreg_fast.context import (
@@ -34,7 +33,7 @@ from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import kernel_for
-from gradreg_fast.passes import with_passes
+from gradreg_fast.passes import with_kernels
 from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.base import Rule, at_least_single, elements, per_sample
 from gradreg_fast.rules.opaque import Record, recording
@@ -157,7 +156,7 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and (cotangent is None or (given is not None and mlp.takes(given, x, tensors))):
         return mlp.value_and_vjp(x, given, tensors)
-    graph = with_passes(with_blocks(graph, x, tensors), x)
+    graph = with_kernels(graph, x, tensors)
     wanted = wanted_now(tensors)
     if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
         return _plain_vjp(graph, tensors, x, cotangent)
@@ -193,7 +192,7 @@ def sqnorm(
         return mlp.value_and_sqnorm(
             x, cotangents.draw(mlp.output_shape(x, tensors), x.new_empty(0, dtype=mlp.low or x.dtype)), None, tensors
         )
-    graph = with_passes(with_blocks(graph, x, tensors), x)
+    graph = with_kernels(graph, x, tensors)
     wanted = wanted_now(tensors)
     if not (any(wanted) or differentiable(x)):
         return _plain_sqnorm(graph, tensors, x, cotangents, one_output, chunk)

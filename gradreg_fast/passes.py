@@ -1,20 +1,21 @@
 """Nodes whose sweeps are single passes over memory, by compiled kernels around the products of libraries.
 
 PyTorch's lines take several passes, on CUDA devices each a kernel to start, for what one pass can do. The graph with
-them is the reference. On a CPU that serves normalisations; PyTorch's own activations are single passes there.
+them is the reference. On a CPU PyTorch's own activations are single passes, too, but read more and never work in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from gradreg_fast.backend import KERNELS, available
+from gradreg_fast.blocks import with_blocks
 from gradreg_fast.graph import Graph
-from gradreg_fast.mlp import kind_of
+from gradreg_fast.mlp import kind_of, mlp_of
 from gradreg_fast.rules.activation import Activation
 from gradreg_fast.rules.activation_passes import ActivationPasses
 from gradreg_fast.rules.base import Rule
@@ -31,8 +32,13 @@ NORMALISATIONS: dict[type[Rule], Callable[[Rule], Rule]] = {
     LayerNorm: lambda rule: LayerNormPasses(rule.shape, rule.eps),
     RootMeanSquareNorm: lambda rule: RootMeanSquarePasses(rule.shape, rule.eps),
 }
-ON_CPU = (BatchNormTrain,)
+ON_CPU = (BatchNormTrain, LayerNorm, RootMeanSquareNorm)
 """Normalisations that the CPU's kernels know."""
+
+
+def with_kernels(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Graph:
+    """The graph with blocks and passes where kernels serve this input, and the backend's choice allows it."""
+    return with_passes(with_blocks(graph, x, tensors), x)
 
 
 def with_passes(graph: Graph, x: Tensor) -> Graph:
@@ -42,6 +48,8 @@ def with_passes(graph: Graph, x: Tensor) -> Graph:
         return graph
     if kernels == "cpp" and torch.is_autocast_enabled("cpu"):
         return graph  # activations are in lower precision than x
+    if kernels == "cpp" and mlp_of(graph) is not None:
+        return graph  # what mlp.py leaves of these goes by active units (active.py), which reads activations
     key = "passes", kernels
     if key not in graph.plans:
         nodes = tuple(node and replace(node, rule=_pass_for(node.rule, kernels)) for node in graph.nodes)
@@ -50,8 +58,8 @@ def with_passes(graph: Graph, x: Tensor) -> Graph:
 
 
 def _pass_for(rule: Rule, kernels: str) -> Rule:
-    if kernels == "cpp":
-        return NORMALISATIONS[type(rule)](rule) if type(rule) in ON_CPU else rule
     if isinstance(rule, Activation) and (phi := kind_of(rule)) is not None:
         return ActivationPasses(rule, *phi)
-    return NORMALISATIONS.get(type(rule), lambda rule: rule)(rule)
+    if type(rule) in NORMALISATIONS and (kernels == "cuda" or type(rule) in ON_CPU):
+        return NORMALISATIONS[type(rule)](rule)
+    return rule

@@ -20,16 +20,6 @@ struct NormPasses {
     using Wide = Vector<T, Bytes>;
     using One = Vector<T, int(sizeof(T))>;
 
-    // Calls function(registers, i) for whole registers of `count` numbers, and for the rest one by one.
-    template <class Function>
-    static GRADREG_FAST_INLINE void each_register(int64_t count, Function&& function) {
-        int64_t i = 0;
-        for (; i + Wide::lanes <= count; i += Wide::lanes)
-            function(Wide{}, i);
-        for (; i < count; ++i)
-            function(One{}, i);
-    }
-
     // Channels' numbers: a register's own, or the line's.
     template <bool Last, class V>
     static GRADREG_FAST_INLINE typename V::T of_channels(const T* numbers, int64_t i) {
@@ -58,7 +48,7 @@ struct NormPasses {
         constexpr int count = Meet ? meeting_sums : projected_sums;
         const int64_t length = norm.length();
         if (norm.channels_last)
-            return each_register(length, [&](auto registers, int64_t i) {
+            return each_register<T, Bytes>(length, [&](auto registers, int64_t i) {
                 using V = decltype(registers);
                 const auto mean = V::load(norm.mean + i);
                 Sum<V, Meet> sum;
@@ -72,7 +62,7 @@ struct NormPasses {
             const T mean = norm.mean[channel];
             Sum<Wide, Meet> wide;
             Sum<One, Meet> rest;
-            each_register(length, [&](auto registers, int64_t i) {
+            each_register<T, Bytes>(length, [&](auto registers, int64_t i) {
                 using V = decltype(registers);
                 const int64_t at = line * length + i;
                 if constexpr (V::lanes > 1)
@@ -100,7 +90,7 @@ struct NormPasses {
     static void line(const NormLayout<T>& norm, const NormPass<T>& pass, int64_t line) {
         const int64_t length = norm.length(), numbers = norm.numbers(), channels = norm.channels;
         const T* const coefficients = pass.coefficients + norm.first_channel(line);
-        each_register(length, [&](auto registers, int64_t i) {
+        each_register<T, Bytes>(length, [&](auto registers, int64_t i) {
             using V = decltype(registers);
             const auto c = [&](int64_t j) { return of_channels<Last, V>(coefficients + j * channels, i); };
             const int64_t at = line * length + i;

@@ -44,6 +44,17 @@ struct Vector {
     }
 };
 
+// Calls function(registers, i) for whole registers of `count` numbers, and for the rest one by one.
+template <class Number, int Bytes, class Function>
+GRADREG_FAST_INLINE void each_register(int64_t count, Function&& function) {
+    using Wide = Vector<Number, Bytes>;
+    int64_t i = 0;
+    for (; i + Wide::lanes <= count; i += Wide::lanes)
+        function(Wide{}, i);
+    for (; i < count; ++i)
+        function(Vector<Number, int(sizeof(Number))>{}, i);
+}
+
 template <class Number, int Bytes>
 struct VectorMath;
 

@@ -17,6 +17,8 @@ class Passes(Rule):
         operations: names of the operations behind `project` and `meet`.
     """
 
+    compiled = True
+    fresh = True
     operations = "norm_project", "norm_meet"
 
     def pull(self, saved, parameters, u):

@@ -12,6 +12,8 @@
 #include "cpu/active.h"
 #include "cpu/capability.h"
 #include "cpu/conv.h"
+#include "cpu/elementwise.h"
+#include "cpu/layer_norm.h"
 #include "cpu/mlp.h"
 #include "cpu/norm.h"
 
@@ -301,35 +303,94 @@ void run_all(const NormKernels<T>& kernels) {
                 }
 }
 
+// The passes of activations with a mask, with results and with arguments.
+template <class T>
+void run_all(const ElementwiseKernels<T>& kernels) {
+    for (const Kind kind : {Kind::LeakyReLU, Kind::Tanh, Kind::SiLU})
+        for (const int64_t count : {1, 63, 200})
+            for (const int64_t K : {1, 2}) {
+                Block<T> z(count), y(count), u(K * count), xdot(K * count), w(count), ydot(K * count);
+                Block<uint8_t> mask(mask_bytes(count, sizeof(T)));
+                const bool masked = kind == Kind::LeakyReLU;
+                Elementwise pass{kind, {0.2, 0}, count, nullptr, nullptr};
+                const auto each = [&](const auto& function) { in_parts(count, function, 64); };
+                each([&](int64_t begin, int64_t end) {
+                    kernels.value(pass, z.get(), y.get(), masked ? mask.get() : nullptr, begin, end);
+                });
+                masked ? void(pass.mask = mask.get()) : void(pass.kept = kind == Kind::Tanh ? y.get() : z.get());
+                each([&](int64_t begin, int64_t end) { kernels.slope(pass, u.get(), K, u.get(), begin, end); });
+                if (masked) continue;
+                each([&](int64_t begin, int64_t end) {
+                    kernels.meet(pass, u.get(), xdot.get(), K, w.get(), ydot.get(), begin, end);
+                });
+                each([&](int64_t begin, int64_t end) {
+                    kernels.bend(pass, u.get(), w.get(), true, y.get(), begin, end);
+                });
+            }
+}
+
+// The same for normalisations over rows.
+template <class T>
+void run_all(const RowNormKernels<T>& kernels) {
+    for (const int64_t columns : {1, 5, 33})
+        for (const int64_t K : {1, 2})
+            for (const bool plain : {false, true}) {
+                const int64_t rows = 7, numbers = rows * columns;
+                Block<T> x(numbers), mean(rows), inverse(rows), weight(columns), u(K * numbers), v(K * numbers);
+                Block<T> added(K * numbers), result(K * numbers), second(numbers), gradients(2 * columns);
+                const RowNorm<T> norm{rows,          columns,
+                                      x.get(),       plain ? nullptr : mean.get(),
+                                      inverse.get(), plain ? nullptr : weight.get()};
+                in_parts(rows, [&](int64_t begin, int64_t end) {
+                    kernels.project(norm, v.get(), K, plain, plain ? nullptr : added.get(), result.get(),
+                                    K == 1 ? gradients.get() : nullptr, begin, end);
+                    kernels.meet(norm, u.get(), v.get(), K, second.get(), plain ? nullptr : gradients.get(),
+                                 plain ? nullptr : result.get(), begin, end);
+                });
+            }
+}
+
 int main() {
     const Capability capability = cpu_capability();
     run_all(mlp_kernels_baseline<float>());
     run_all(active_kernels_baseline<float>());
     run_all(conv_kernels_baseline<float>());
     run_all(norm_kernels_baseline<float>());
+    run_all(elementwise_kernels_baseline<float>());
+    run_all(row_norm_kernels_baseline<float>());
     run_all(mlp_kernels_baseline<double>());
     run_all(active_kernels_baseline<double>());
     run_all(conv_kernels_baseline<double>());
     run_all(norm_kernels_baseline<double>());
+    run_all(elementwise_kernels_baseline<double>());
+    run_all(row_norm_kernels_baseline<double>());
     if (capability >= Capability::AVX2) {
         run_all(mlp_kernels_avx2<float>());
         run_all(active_kernels_avx2<float>());
         run_all(conv_kernels_avx2<float>());
         run_all(norm_kernels_avx2<float>());
+        run_all(elementwise_kernels_avx2<float>());
+        run_all(row_norm_kernels_avx2<float>());
         run_all(mlp_kernels_avx2<double>());
         run_all(active_kernels_avx2<double>());
         run_all(conv_kernels_avx2<double>());
         run_all(norm_kernels_avx2<double>());
+        run_all(elementwise_kernels_avx2<double>());
+        run_all(row_norm_kernels_avx2<double>());
     }
     if (capability >= Capability::AVX512) {
         run_all(mlp_kernels_avx512<float>());
         run_all(active_kernels_avx512<float>());
         run_all(conv_kernels_avx512<float>());
         run_all(norm_kernels_avx512<float>());
+        run_all(elementwise_kernels_avx512<float>());
+        run_all(row_norm_kernels_avx512<float>());
         run_all(mlp_kernels_avx512<double>());
         run_all(active_kernels_avx512<double>());
         run_all(conv_kernels_avx512<double>());
         run_all(norm_kernels_avx512<double>());
+        run_all(elementwise_kernels_avx512<double>());
+        run_all(row_norm_kernels_avx512<double>());
     }
     std::printf("no errors, up to %s\n", capability_name(capability));
 }
