@@ -6,7 +6,9 @@ import argparse
 import json
 import math
 import statistics
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,8 +24,8 @@ from .speed import Plan, measure
 
 FULL = {"rounds": 40, "seconds": 60.0, "visit": 0.02}
 QUICK = {"rounds": 7, "seconds": 3.0, "visit": 0.005}
-MODELS = {"rounds": 5, "seconds": 0.0, "visit": 0.02}
-SLOW_TO_COMPILE = ("inductor", "inductor-autograd")
+MODELS = {"rounds": 15, "seconds": 8.0, "visit": 0.02}
+SLOW_TO_COMPILE = ("inductor", "inductor-autograd", "gradreg_fast-compiled")
 
 
 def main() -> None:
@@ -125,6 +127,13 @@ def _parser():
     )
     sub.add_argument("--quick", action="store_true", help="a few small ones and rounds, without Inductor")
     sub.add_argument("--check", action="store_true", help="rules and parity only: time nothing")
+    sub.add_argument("--resume", action="store_true", help="leave out what --out holds of this very commit")
+    sub.add_argument(
+        "--minutes",
+        type=_between(float, 0),
+        default=35.0,
+        help="after which Inductor, for which all wait to the end, compiles no further step (%(default)s)",
+    )
     names, peers = list(zoo.ARCHITECTURES), list(zoo.PEERS)
     kept = "all by default; what the others gave into the same folder before is kept"
     sub.add_argument("--only", nargs="+", metavar="NAME", choices=names, help=f"of {', '.join(names)}; {kept}")
@@ -331,7 +340,7 @@ def _models(arguments):
 
     names = arguments.only or (zoo.QUICK if arguments.quick else zoo.ARCHITECTURES)
     peers = arguments.peers or [name for name in zoo.PEERS if not (arguments.quick and name in SLOW_TO_COMPILE)]
-    peers = [] if arguments.check else list(dict.fromkeys((*peers, zoo.Eager.name)))
+    peers = [] if arguments.check else peers
     console = _console()
     chosen = [zoo.ARCHITECTURES[name] for name in names]
     left_out = [each for each in chosen if zoo.missing(each.package)]
@@ -348,17 +357,32 @@ def _models(arguments):
         "architectures": json.loads(path.read_text())["architectures"] if path.exists() else {},
     }
     chosen = [each for each in chosen if each not in left_out]
-    with _progress(console) as progress:
-        task = progress.add_task("", total=len(chosen))
-        for each in chosen:
+    jobs, compiling = zoo.jobs(chosen, peers, SLOW_TO_COMPILE)
+    if arguments.resume:
+        jobs, compiling = ([job for job in part if not zoo_table.has(results, job)] for part in (jobs, compiling))
+    end = time.monotonic() + 60 * arguments.minutes
 
-            def say(what, name=each.name):
-                progress.update(task, description=f"{name}: {what}")
+    def do(job):
+        if job in compiling and time.monotonic() > end:
+            return "no time left"
+        return job.do(plan, lambda what: progress.update(task, description=f"{job.architecture.name}: {what}"))
 
-            measured = zoo.measure(each, peers, plan, say)
-            zoo_table.enter(results, each.name, measured)
+    def enter(job, found):
+        if isinstance(found, str):
+            console.print(f"{job.architecture.name}: {', '.join(job.peers) or 'check'}: {found}", highlight=False)
+        else:
+            zoo_table.enter(results, job, found)
             report.write(results, path)
-            progress.advance(task)
+        progress.advance(task)
+
+    with _progress(console) as progress:
+        task = progress.add_task("", total=len(jobs) + len(compiling))
+        for job in jobs:
+            enter(job, do(job))
+        compiling.sort(key=partial(zoo_table.nodes, results))  # the smallest are compiled soonest
+        with machine.side_by_side() as pool:
+            for job, found in zip(compiling, pool.map(do, compiling), strict=True):
+                enter(job, found)
     zoo_table.show(results, console)
     zoo_table.write_csv(results, path.with_suffix(".csv"))
     _finish(results, path, console)

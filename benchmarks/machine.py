@@ -7,6 +7,9 @@ import os
 import platform
 import statistics
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -23,6 +26,22 @@ def restrict(threads: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores()[:threads])
     torch.set_num_threads(threads)
+
+
+@contextmanager
+def side_by_side() -> Iterator[ThreadPoolExecutor]:
+    """Yields a pool of threads, each confined to a core of its own, and so the processes that it starts."""
+    free = list(cores())
+
+    def confine():
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {free.pop()})
+
+    pool = ThreadPoolExecutor(len(free), initializer=confine)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def environment(threads: int, device: str) -> dict:
@@ -50,7 +69,8 @@ def _commit():
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+        changed = git("status", "--porcelain", "-uno", "--", ":/", ":(exclude)results")  # which every run may write
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

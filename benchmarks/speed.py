@@ -64,29 +64,47 @@ def measure(case: Case, peers: Sequence[str], plan: Plan, report: Callable[[str]
         return {name: _unmeasured("failed", str(error)) for name in peers}
 
 
-def apart(function: Callable, workload: Workload, peers: Sequence[str], plan: Plan, report: Callable[[str], Any]):
+def apart(
+    function: Callable,
+    workload: Workload,
+    peers: Sequence[str],
+    plan: Plan,
+    report: Callable[[str], Any],
+    limit: float = 86_400.0,
+):
     """`function(workload, peers, plan, report)`, run in a fresh process that is set up for `plan`.
 
     Raises:
-        RuntimeError: if the process ends without a result.
+        RuntimeError: if the process ends without a result, or has none after `limit` seconds.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     os.environ |= {"OMP_NUM_THREADS": str(plan.threads), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # JAX would take most of a GPU's memory for itself
     process = context.Process(target=_here, args=(function, workload, peers, plan, sender))
     process.start()
     sender.close()
     try:
-        while isinstance(message := receiver.recv(), str):
-            report(message)
-        return message
+        result = _received(receiver, report, limit)
+        process.join(timeout=10)
+        return result
     except EOFError:
         process.join()
         raise RuntimeError(f"the process ended with code {process.exitcode}") from None
     finally:
-        process.join(timeout=10)
         process.terminate()
         process.join()
+
+
+def _received(receiver, report, limit):
+    """What the process returns; its words before that are passed on."""
+    end, doing = time.monotonic() + limit, "starting"
+    while receiver.poll(max(0.0, end - time.monotonic())):
+        message = receiver.recv()
+        if not isinstance(message, str):
+            return message
+        report(doing := message)
+    raise RuntimeError(f"not done after {limit:.0f} s: {doing}")
 
 
 def _here(function, workload, peers, plan, sender):

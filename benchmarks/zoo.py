@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ INSTALL = (
     "pip install --no-deps timm==1.0.31 torchvision==0.28.0 (without --no-deps pip would replace torch), and what "
     "timm needs: pip install huggingface_hub pyyaml safetensors"
 )
-COMPILE_SECONDS = 90  # of its own processor time, for Inductor to compile a step
+SECONDS = 240  # for a process that checks an architecture, or times it with some peers: compiling included
 CLASSES = 10
 
 
@@ -45,22 +44,6 @@ def double_backward() -> Iterator[None]:
             yield
     finally:
         F.hardsigmoid = hardsigmoid
-
-
-@contextmanager
-def deadline(seconds: int) -> Iterator[None]:
-    """Raises TimeoutError when the process has used them up."""
-
-    def stop(*_):
-        raise TimeoutError(f"not compiled within {seconds} s")
-
-    previous = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, previous)
 
 
 class _Uncounted(Peer):
@@ -96,7 +79,7 @@ class Converted(_Uncounted, Autograd):
 
 
 class Inductor(InductorAutograd):
-    """`torch.compile` of the eager step, if that takes no longer than `COMPILE_SECONDS`."""
+    """`torch.compile` of the eager step."""
 
     name = "inductor"
 
@@ -108,8 +91,6 @@ class Inductor(InductorAutograd):
             with double_backward():
                 return compiled()
 
-        with deadline(COMPILE_SECONDS):
-            step()
         self.step = step
 
 
@@ -242,25 +223,41 @@ ARCHITECTURES = {each.name: each for each in (*RECREATED, *PACKAGED)}
 QUICK = ("SIREN", "SchNet", "resnet18")
 
 
-def measure(architecture: Architecture, peers: Sequence[str], plan: Plan, report: Callable[[str], Any]) -> dict:
-    """Checks and times one architecture in a fresh process.
+@dataclass(frozen=True)
+class Job:
+    """One architecture in a process of its own: timed with some peers; without any, its rules and parity checked."""
 
-    Args:
-        architecture: the network and its step.
-        peers: names in `PEERS`; without any nothing is timed.
-        plan: how long.
-        report: is told what is going on, in a few words.
+    architecture: Architecture
+    peers: tuple[str, ...] = ()
 
-    Returns:
-        What the table needs, by name.
+    def do(self, plan: Plan, report: Callable[[str], Any]) -> dict | str:
+        """What the table needs, by name, or each peer's `status` and figures; why there is nothing, in words.
 
-    Raises:
-        RuntimeError: if the process breaks down.
-    """
-    return apart(_measure, architecture, peers, plan, report=report)
+        Args:
+            plan: how long.
+            report: is told what is going on, in a few words.
+        """
+        try:
+            return apart(_time if self.peers else _check, self.architecture, self.peers, plan, report, SECONDS)
+        except RuntimeError as error:
+            if not self.peers:
+                return str(error)
+            return {name: {"status": "failed", "reason": str(error)} for name in self.peers if name != Eager.name}
 
 
-def _measure(architecture, peers, plan, say):
+def jobs(chosen: Sequence[Architecture], peers: Sequence[str], slow: Sequence[str]) -> tuple[list[Job], list[Job]]:
+    """What there is to do: first without the peers that are slow to compile, then with these, each time with eager."""
+    first, last = (tuple(name for name in peers if (name in slow) == late) for late in (False, True))
+    first, last = (tuple(dict.fromkeys((*group, Eager.name))) if group else () for group in (first, last))
+    checked = [Job(each, group) for each in chosen for group in ((), first)]
+    return list(dict.fromkeys(checked)), [Job(each, last) for each in chosen if last]
+
+
+def _time(architecture, peers, plan, say):
+    return timed(architecture, {name: PEERS[name] for name in peers}, plan, say, Eager)
+
+
+def _check(architecture, peers, plan, say):
     say("rules")
     model = architecture.build()
     x = architecture.batch().x
@@ -274,7 +271,6 @@ def _measure(architecture, peers, plan, say):
         "eager_lacks": lacking(architecture),
         "left_to_autograd": left_to_autograd(model, x),
         "parity": {"train": parity(architecture, True), "eval": parity(architecture, False)},
-        "peers": timed(architecture, {name: PEERS[name] for name in peers}, plan, say, Eager) if peers else {},
     }
 
 

@@ -6,43 +6,59 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from .machine import spread
-from .zoo import ARCHITECTURES, PEERS, Converted, Eager, Functional, Inductor
+from .zoo import ARCHITECTURES, PEERS, Converted, Eager, Functional, Inductor, Job
 
 COMMITTED = Path(__file__).parent / "results" / "models.csv"
 NAMES = {Functional.name: "functional", Converted.name: "`convert`", Inductor.name: "Inductor"}
 HEADINGS = ("architecture", "batch", "nodes with a rule", "worst error, train", "eval", "eager, ms")
 
 
-def enter(results: dict, name: str, measured: dict) -> None:
-    """Adds what `zoo.measure` found, with ratios within rounds in the place of the rounds; keeps peers left out now."""
-    peers = measured["peers"]
-    eager = peers.get(Eager.name)
-    for peer in peers.values():
+def enter(results: dict, job: Job, found: dict) -> None:
+    """Adds what a job found, with ratios within rounds in the place of the rounds; keeps what it left out."""
+    known, commit = results["architectures"].setdefault(job.architecture.name, {}), results["environment"]["commit"]
+    if not job.peers:
+        known |= found | {"commit": commit}
+        return
+    for peer in found.values():
+        peer["commit"] = commit
         if peer["status"] == "ok":
+            eager = found[Eager.name]
             ratios = [a / b for a, b in zip(eager["seconds"], peer["seconds"], strict=True)]
             peer |= {"time_ratio": spread(ratios), "memory_ratio": eager["memory_bytes"] / peer["memory_bytes"]}
-    for peer in peers.values():
+    for peer in found.values():
         if peer["status"] == "ok":
             peer["seconds"] = spread(peer["seconds"])
-    kept = results["architectures"].get(name, {}).get("peers", {})
-    commit = results["environment"]["commit"]
-    results["architectures"][name] = measured | {"peers": kept | peers, "commit": commit}
+    known.setdefault("peers", {}).update(found)
+
+
+def has(results: dict, job: Job) -> bool:
+    """Whether the results hold what a job would find, at this very commit."""
+    known, commit = results["architectures"].get(job.architecture.name, {}), results["environment"]["commit"]
+    found = [known.get("peers", {}).get(peer, {}) for peer in job.peers] if job.peers else [known]
+    return commit is not None and all(each.get("commit") == commit for each in found)
+
+
+def nodes(results: dict, job: Job) -> float:
+    """How many there are in the job's architecture, as far as that is known."""
+    return results["architectures"].get(job.architecture.name, {}).get("nodes", math.inf)
 
 
 def rows(results: dict) -> list[dict]:
     """A flat line for each architecture, in the order of `zoo.ARCHITECTURES`."""
     lines = []
     for name, architecture in ARCHITECTURES.items():
-        measured = results["architectures"].get(name)
-        if measured is None:
+        measured = results["architectures"].get(name, {})
+        if "parity" not in measured:
             continue
-        peers, parity = measured["peers"], measured["parity"]
+        peers, parity = measured.get("peers", {}), measured["parity"]
+        eager = peers.get(Eager.name, {}).get("seconds")
         line = {
             "architecture": name,
             "package": architecture.package or "",
@@ -56,7 +72,7 @@ def rows(results: dict) -> list[dict]:
             "left_to_autograd": int(measured["left_to_autograd"]),
             "parity_train": max(parity["train"].values()),
             "parity_eval": max(parity["eval"].values()),
-            "eager_ms": 1e3 * peers[Eager.name]["seconds"][1] if Eager.name in peers else "",
+            "eager_ms": 1e3 * eager[1] if eager else "",
             "commit": measured["commit"],
         }
         for peer in NAMES:

@@ -36,6 +36,27 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
     library.def(
         "conv_pull(Tensor? u, Tensor? second, Tensor? x, Tensor kept, Tensor weight, int[] shape, int[] options, "
         "float[] settings, bool pull, bool bias) -> Tensor[]");
+    // A convolution and the activation behind it on CUDA devices (cuda/conv.h): options and settings as above, without
+    // pooling, channels last; settings may have one number more, whether float32 products may be TF32. state: what the
+    // activation's derivatives take. Sweep 1: returns y and the state, empty if that is y.
+    library.def(
+        "image_forward(Tensor x, Tensor weight, Tensor? bias, int[] options, float[] settings) -> (Tensor, Tensor)");
+    // Sweep 3. u: cotangents of z or, where slopes vanish while they bend (SiLU, GELU, sine), of y. Returns ydot if
+    // `push`, and, if u is given, the second-order term of z's adjoint, sum_k phi'' u zdot, flat.
+    library.def(
+        "image_push(Tensor xdot, Tensor? u, Tensor? state, Tensor weight, int[] options, float[] settings, bool push) "
+        "-> Tensor[]");
+    // Sweeps 2 and 4. u: a stack of cotangents, or one adjoint, of z; the activation of options and settings, the state
+    // and the second-order term are those of what made x, whose height and width `size` has. Returns phi' v + second
+    // for v = W^T * u and, if `above`, v.
+    library.def(
+        "image_pull(Tensor u, Tensor weight, Tensor? state, Tensor? second, int[] size, int[] options, "
+        "float[] settings, bool above) -> Tensor[]");
+    // phi' v + second alone, for a stack of cotangents, or one adjoint, of y.
+    library.def("image_slope(Tensor? v, Tensor state, Tensor? second, int kind, float[] settings) -> Tensor");
+    // The weight's gradient for stacks u, of z, and x: sum_k u^k (x) x^k.
+    library.def(
+        "image_gradient(Tensor u, Tensor x, Tensor weight, int[] options, float[] settings) -> Tensor");
     // ||J||_F^2 of a network of fully connected layers with ReLU between them, from its active units alone. hidden: [B,
     // n] of each hidden layer, after ReLU; weights: W_1, or with `gram` W_1 W_1^T, and W_2, ..., W_L. Returns the norms
     // [B] and, if `keep`, the cotangents for the gradients, in a layout of their own (cpu/active.h).

@@ -230,8 +230,6 @@ def register_fakes(module: ModuleType) -> None:
             z.append((image[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1)
             y.append((z[-1] + 2 * margin[i] - window[i]) // step[i] + 1 if pooling else z[-1])
         maxima = pooling in (1, 2)
-        if like.device.type == "cuda":
-            return y, math.prod(y), 0
         lanes = module.lanes(like.element_size())
         slopes = math.prod(y[1:] if maxima else z) if options[13] else 0
         winners = math.prod(y[1:]) if maxima else 0
@@ -251,17 +249,13 @@ def register_fakes(module: ModuleType) -> None:
     @ops.register_fake("gradreg_fast::conv_forward")
     def conv_forward(x, weight, bias, options, settings):
         y, _, kept = block_sizes(x, x.shape, weight, options)
-        if x.device.type == "cuda":
-            apart = options[13] not in ((0, 1, 4, 5) if settings[0] < 0 else (0, 1, 2, 4, 5))
-            return images(x, y, options), images(x, y, options) if apart else x.new_empty(0)
         return images(x, y, options), x.new_empty(kept)
 
     @ops.register_fake("gradreg_fast::conv_push")
     def conv_push(xdot, u, kept, weight, options, settings, push, curvature, gradient):
         y, slopes, _ = block_sizes(xdot, xdot.shape[1:], weight, options)
         results = [images(xdot, (len(xdot), *y), options)] if push else []
-        wide = torch.promote_types(xdot.dtype, torch.float32)
-        results += [xdot.new_empty(slopes, dtype=wide)] if curvature else []
+        results += [xdot.new_empty(slopes)] if curvature else []
         return results + ([xdot.new_empty(weight.shape)] if gradient else [])
 
     @ops.register_fake("gradreg_fast::conv_pull")
@@ -270,6 +264,39 @@ def register_fakes(module: ModuleType) -> None:
         results = [images(weight, (stack, *shape), options)] if pull else []
         results += [weight.new_empty(weight.shape)] if x is not None else []
         return results + ([weight.new_empty(weight.shape[:1])] if bias else [])
+
+    def summed(like, weight, options, *before):
+        """New images [*before, outputs, h, w] from images [.., H, W]."""
+        stride, padding, dilation = (options[i : i + 2] for i in (0, 2, 4))
+        sizes = zip(like.shape[-2:], padding, dilation, weight.shape[2:], stride, strict=True)
+        z = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in sizes]
+        return images(like, (*before, len(weight), *z), options)
+
+    @ops.register_fake("gradreg_fast::image_forward")
+    def image_forward(x, weight, bias, options, settings):
+        y = summed(x, weight, options, len(x))
+        apart = options[13] not in ((0, 1, 4, 5) if settings[0] < 0 else (0, 1, 2, 4, 5))
+        return y, torch.empty_like(y) if apart else x.new_empty(0)
+
+    @ops.register_fake("gradreg_fast::image_push")
+    def image_push(xdot, u, state, weight, options, settings, push):
+        ydot = summed(xdot, weight, options, *xdot.shape[:2])
+        wide = torch.promote_types(xdot.dtype, torch.float32)
+        second = [] if u is None else [xdot.new_empty(math.prod(ydot.shape[1:]), dtype=wide)]
+        return ([ydot] if push else []) + second
+
+    @ops.register_fake("gradreg_fast::image_pull")
+    def image_pull(u, weight, state, second, size, options, settings, above):
+        return [images(u, (*u.shape[:2], weight.shape[1], *size), options) for _ in range(1 + above)]
+
+    @ops.register_fake("gradreg_fast::image_slope")
+    def image_slope(v, state, second, kind, settings):
+        B, C, H, W = state.shape
+        return state.new_empty(1 if v is None else len(v), B, H, W, C).movedim(-1, -3)
+
+    @ops.register_fake("gradreg_fast::image_gradient")
+    def image_gradient(u, x, weight, options, settings):
+        return x.new_empty(weight.shape)
 
     @ops.register_fake("gradreg_fast::active_sqnorm")
     def active_sqnorm(hidden, weights, gram, keep):

@@ -47,6 +47,7 @@ SOURCES = (
     "cpu/elementwise_avx2.cpp",
     "cpu/elementwise_avx512.cpp",
     "cpu/elementwise_baseline.cpp",
+    "cpu/layer_norm.cpp",
     "cpu/max_pool.cpp",
     "cpu/max_pool_avx2.cpp",
     "cpu/max_pool_avx512.cpp",

@@ -140,8 +140,7 @@ class Linearization:
             added = rule.makes_pieces and node.inputs[0] in pieces
             if added and rule.pull_into(self.saved[i], u, cotangents[node.inputs[0]]):
                 continue
-            pulled = rule.pull(self.saved[i], parameters, u)
-            meeting = pulled if rule.meets_below else u
+            pulled, meeting = rule.pull_keeping(self.saved[i], parameters, u)
             if keeps:
                 kept[i] = meeting
             if meets and terms.needs.meeting[i]:
@@ -192,17 +191,16 @@ class Linearization:
                 fresh.difference_update(node.inputs)
             further = top is not None or i < last_meeting
             meeting = cotangents is not None and i in cotangents and terms.needs.meeting[i]
-            if meeting and scale is None:
-                u = cotangents.pop(i)
-                second, tangent = rule.meet(self.saved[i], parameters, u, xdots, terms.of(node), further)
+            given = self.saved[i], parameters
+            if not meeting:
+                if all(j in fresh and j in self.graph.released[i] for j in node.inputs):
+                    rule = rule.overwriting
+                tangent = rule.push(*given, xdots) if further else None
+            elif scale is None:
+                second, tangent = rule.meet(*given, cotangents.pop(i), xdots, terms.of(node), further)
                 terms.add_second(i, second)
             else:
-                if meeting:
-                    u = cotangents.pop(i)
-                    rule.proportional(self.saved[i], parameters, u, xdots, scale, terms.of(node))
-                if not meeting and all(j in fresh and j in self.graph.released[i] for j in node.inputs):
-                    rule = rule.overwriting
-                tangent = rule.push(self.saved[i], parameters, xdots) if further else None
+                tangent = rule.meet_proportional(*given, cotangents.pop(i), xdots, scale, terms.of(node), further)
             if further:
                 tangents[i] = tangent
                 if rule.fresh:

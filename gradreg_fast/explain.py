@@ -17,6 +17,7 @@ from gradreg_fast.mlp import kernel_for
 from gradreg_fast.passes import with_kernels
 from gradreg_fast.rules.cast import uncast
 from gradreg_fast.rules.conv_block import ConvBlock
+from gradreg_fast.rules.conv_products import ConvProducts
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.signature import NONE, bind_call
 from gradreg_fast.verify import everything_restored
@@ -180,7 +181,7 @@ def _estimate(linearization: Linearization, penalty: str, compiled: bool) -> tup
         return [f"none: autograd runs the model ({graph.whole.reason}), its submodules are converted one by one"], 0, 0
     if compiled:
         savings.append("the whole network is two compiled operations a step; its activations stay in the cache")
-    blocks = sum(isinstance(node.rule, ConvBlock) for node in graph.nodes if node)
+    blocks = sum(isinstance(node.rule, (ConvBlock, ConvProducts)) for node in graph.nodes if node)
     if blocks:
         savings.append(f"{blocks} convolution blocks (with activation and pooling) are compiled operations")
     passes = sum(uncast(node.rule).compiled for node in graph.nodes if node) - blocks

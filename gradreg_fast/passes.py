@@ -17,7 +17,7 @@ from gradreg_fast.backend import KERNELS, available
 from gradreg_fast.blocks import nothing, with_blocks
 from gradreg_fast.fuse import read_by
 from gradreg_fast.graph import Graph, Node
-from gradreg_fast.mlp import kind_of
+from gradreg_fast.mlp import kind_of, mlp_of
 from gradreg_fast.rules.activation import Activation
 from gradreg_fast.rules.activation_passes import ActivationPasses
 from gradreg_fast.rules.base import Rule
@@ -36,7 +36,7 @@ NORMALISATIONS: dict[type[Rule], Callable[[Rule], Rule]] = {
     LayerNorm: lambda rule: LayerNormPasses(rule.shape, rule.eps),
     RootMeanSquareNorm: lambda rule: RootMeanSquarePasses(rule.shape, rule.eps),
 }
-ON_CPU = (BatchNormTrain,)
+ON_CPU = (BatchNormTrain, LayerNorm, RootMeanSquareNorm)
 """Normalisations that the CPU's kernels know."""
 
 
@@ -52,6 +52,8 @@ def with_passes(graph: Graph, x: Tensor) -> Graph:
         return graph
     if kernels == "cpp" and torch.is_autocast_enabled("cpu"):
         return graph  # activations are in lower precision than x
+    if kernels == "cpp" and mlp_of(graph) is not None:
+        return graph  # what mlp.py leaves of these goes by active units (active.py), which reads activations
     key = "passes", kernels
     if key not in graph.plans:
         nodes = [node and replace(node, rule=_pass_for(node.rule, kernels)) for node in graph.nodes]

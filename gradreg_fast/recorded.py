@@ -36,6 +36,7 @@ from gradreg_fast.rules.base import Rule, elements, has_numbers, per_sample
 from gradreg_fast.rules.cast import uncast
 from gradreg_fast.rules.conv import Conv
 from gradreg_fast.rules.conv_block import ConvBlock
+from gradreg_fast.rules.conv_products import ConvProducts
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.rules.pointwise import Kinked
 
@@ -80,7 +81,7 @@ def _saves_time(linearization: Linearization) -> bool:
                 return True
             flops = linearization.flops(i)
             products += flops
-            convolutions += flops if isinstance(rule, (Conv, ConvBlock)) else 0
+            convolutions += flops if isinstance(rule, (Conv, ConvBlock, ConvProducts)) else 0
             seconds += OPAQUE_SECONDS if isinstance(rule, Opaque) else NODE_SECONDS
     scaled = adjoints_are_cotangents(linearization)
     saved = SCALED_UNITS * products * scaled / RATE, CONVOLUTION_UNITS * convolutions / CONVOLUTION_RATE

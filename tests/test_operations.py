@@ -81,6 +81,27 @@ def convolutions(B, laid, namespace):
         yield "conv_pull", (u, None, None, kept, weight, x.shape, *phi, True, False)
 
 
+def convolutions_in_a_row(B, laid, namespace):
+    """On CUDA devices, channels last."""
+
+    def images(*shape):
+        return torch.randn(*shape[:-3], *shape[-2:], shape[-3]).movedim(-1, -3)
+
+    x, weight = images(B, 2, 8, 7), images(5, 2, 3, 2)
+    for kind, size in ((1, (6, 6)), (3, (6, 6))):
+        phi = ([1, 1, 0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, kind, 1], [1.0, 20.0])
+        yield "image_forward", (x, weight, torch.randn(5), *phi)
+        xdot, u, y = images(3, *x.shape), images(3, B, 5, *size), images(B, 5, *size)
+        yield "image_push", (xdot, None, y, weight, *phi, True)
+        if kind == 3:
+            yield "image_push", (xdot, u, y, weight, *phi, False)
+        yield "image_pull", (u, weight, x, None, (8, 7), *phi, True)
+        yield "image_pull", (u[:1], weight, x, torch.randn(x.numel()), (8, 7), *phi, False)
+        yield "image_slope", (u[:1], y, torch.randn(y.numel()), kind, phi[1])
+        yield "image_slope", (None, y, torch.randn(y.numel()), kind, phi[1])
+        yield "image_gradient", (u, xdot, weight, *phi)
+
+
 def active_units(B, laid, namespace):
     hidden = [laid(torch.randn(B, 5).relu()), laid(torch.randn(B, 6).relu())]
     for gram in (False, True):
@@ -106,6 +127,12 @@ def norms(B, laid, namespace):
             yield "norm_project", (stack[:1], *constants, x[None], False, True)
             yield "norm_meet", (stack, stack, *constants, True)
             yield "norm_meet", (stack, stack, *constants, False)
+    for mean in (torch.randn(B), None) if B else ():
+        for weight in (torch.randn(5), None):
+            x, stack = torch.randn(B, 5), torch.randn(3, B, 5)
+            yield "layer_norm_project", (stack, x, mean, torch.rand(B), weight, None, True, False)
+            yield "layer_norm_project", (stack[:1], x, mean, torch.rand(B), weight, x[None], False, True)
+            yield "layer_norm_meet", (stack, stack, x, mean, torch.rand(B), weight, True)
 
 
 def elementwise(B, laid, namespace):
@@ -132,16 +159,11 @@ def maxima(B, laid, namespace):
 
 
 def passes(B, laid, namespace):
-    z, u, xdot = torch.randn(B, 5), torch.randn(3, B, 5), torch.randn(3, B, 5)
+    u, xdot = torch.randn(3, B, 5), torch.randn(3, B, 5)
     yield "dot_samples", (u, xdot)
     yield "dot_samples", (u.bfloat16(), xdot.bfloat16())
     yield "scale_samples", (u, None, torch.randn(B))
     yield "scale_samples", (u, xdot, torch.randn(B))
-    for mean in (torch.randn(B), None) if B else ():
-        for weight in (torch.randn(5), None):
-            yield "layer_norm_project", (u, z, mean, torch.rand(B), weight, None, True, False)
-            yield "layer_norm_project", (u[:1], z, mean, torch.rand(B), weight, z[None], False, True)
-            yield "layer_norm_meet", (u, xdot, z, mean, torch.rand(B), weight, True)
 
 
 CPU = (mlp, convolutions, active_units, activations, elementwise, maxima, norms)
@@ -174,7 +196,8 @@ def fake(mode, device, tensor):
 def test_every_operation_has_an_example(cuda_namespace):
     names = map(str, torch._C._dispatch_get_all_op_names())
     registered = {name.partition("::")[2] for name in names if name.startswith("gradreg_fast::")}
-    laid, families = LAYOUTS["contiguous"], [*((family, OPERATIONS) for family in CPU), (passes, cuda_namespace)]
+    laid, families = LAYOUTS["contiguous"], [*((family, OPERATIONS) for family in CPU)]
+    families += [(passes, cuda_namespace), (convolutions_in_a_row, cuda_namespace)]
     shown = {name for family, namespace in families for name, _ in family(2, laid, namespace)}
     assert shown == registered
 
@@ -195,7 +218,8 @@ def test_on_the_cpu(family, layout, B):
 def test_on_cuda_devices(layout, B, cuda_namespace):
     """What tracers are told of tensors there, without one against the same sources run on the CPU."""
     device = "cpu" if layout is None else "cuda:0"  # where a CPU build's tracers know few functions
-    families = (elementwise, maxima, passes, norms) if layout is None else (partial(mlp, inputs=[6, 112]),)
+    families = (elementwise, maxima, passes, norms, convolutions_in_a_row)
+    families = families if layout is None else (partial(mlp, inputs=[6, 112]),)
     for name, arguments in (a for family in families for a in family(B, LAYOUTS.get(layout), cuda_namespace)):
         if ON_CUDA:
             torch.library.opcheck(getattr(OPERATIONS, name).default, arguments)

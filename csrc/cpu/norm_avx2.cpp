@@ -1,4 +1,4 @@
-// The passes of batch normalisation for avx2.
+// The passes of normalisations for avx2.
 
 #include "common/math.h"
 
@@ -6,6 +6,7 @@
 #pragma GCC target("avx2,fma")
 #endif
 
+#include "cpu/layer_norm_passes.h"
 #include "cpu/norm_passes.h"
 
 namespace gradreg_fast {
@@ -18,6 +19,16 @@ const NormKernels<float>& norm_kernels_avx2<float>() {
 template <>
 const NormKernels<double>& norm_kernels_avx2<double>() {
     return NormPasses<double, 32>::kernels();
+}
+
+template <>
+const RowNormKernels<float>& row_norm_kernels_avx2<float>() {
+    return RowNormPasses<float, 32>::kernels();
+}
+
+template <>
+const RowNormKernels<double>& row_norm_kernels_avx2<double>() {
+    return RowNormPasses<double, 32>::kernels();
 }
 
 }  // namespace gradreg_fast

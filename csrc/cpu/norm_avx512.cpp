@@ -1,4 +1,4 @@
-// The passes of batch normalisation for avx512.
+// The passes of normalisations for avx512.
 
 #include "common/math.h"
 
@@ -6,6 +6,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #endif
 
+#include "cpu/layer_norm_passes.h"
 #include "cpu/norm_passes.h"
 
 namespace gradreg_fast {
@@ -18,6 +19,16 @@ const NormKernels<float>& norm_kernels_avx512<float>() {
 template <>
 const NormKernels<double>& norm_kernels_avx512<double>() {
     return NormPasses<double, 64>::kernels();
+}
+
+template <>
+const RowNormKernels<float>& row_norm_kernels_avx512<float>() {
+    return RowNormPasses<float, 64>::kernels();
+}
+
+template <>
+const RowNormKernels<double>& row_norm_kernels_avx512<double>() {
+    return RowNormPasses<double, 64>::kernels();
 }
 
 }  // namespace gradreg_fast

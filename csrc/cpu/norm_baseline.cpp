@@ -1,7 +1,8 @@
-// The passes of batch normalisation for baseline.
+// The passes of normalisations for baseline.
 
 // No instructions beyond what every processor of this family has.
 
+#include "cpu/layer_norm_passes.h"
 #include "cpu/norm_passes.h"
 
 namespace gradreg_fast {
@@ -14,6 +15,16 @@ const NormKernels<float>& norm_kernels_baseline<float>() {
 template <>
 const NormKernels<double>& norm_kernels_baseline<double>() {
     return NormPasses<double, 16>::kernels();
+}
+
+template <>
+const RowNormKernels<float>& row_norm_kernels_baseline<float>() {
+    return RowNormPasses<float, 16>::kernels();
+}
+
+template <>
+const RowNormKernels<double>& row_norm_kernels_baseline<double>() {
+    return RowNormPasses<double, 16>::kernels();
 }
 
 }  // namespace gradreg_fast

@@ -85,6 +85,11 @@ class Rule:
         """``u_x = J^T u``, a stack for each input."""
         raise NotImplementedError
 
+    def pull_keeping(self, saved: Saved, parameters: Sequence[Tensor | None], u: Tensor) -> tuple:
+        """`pull`, and what `curvature` is to meet: for rules that meet more than a cotangent at one end."""
+        pulled = self.pull(saved, parameters, u)
+        return pulled, pulled if self.meets_below else u
+
     def push(self, saved: Saved, parameters: Sequence[Tensor | None], xdots: Sequence[Tensor]) -> Tensor:
         """``ydot = J xdot``."""
         raise NotImplementedError
@@ -170,6 +175,20 @@ class Rule:
         self.curvature(saved, parameters, u, xdots, gradients)
         self.gradient(saved, parameters, per_sample(scale, u[0]) * u[0], gradients)
 
+    def meet_proportional(
+        self,
+        saved: Saved,
+        parameters: Sequence[Tensor | None],
+        u: Tensor | tuple[Tensor, ...],
+        xdots: Sequence[Tensor],
+        scale: Tensor,
+        gradients: NodeGradients,
+        push: bool,
+    ) -> Tensor | None:
+        """`proportional` and, if asked for, `push`: for rules that do both at once."""
+        self.proportional(saved, parameters, u, xdots, scale, gradients)
+        return self.push(saved, parameters, xdots) if push else None
+
     def flops(self, parameters: Sequence[Tensor | None], shape: torch.Size, inputs: Sequence[torch.Size | None]) -> int:
         """Operations of this node's products for one batch whose output and inputs have these shapes; 0 without any."""
         return 0
@@ -212,6 +231,11 @@ def map_members(function: Callable[[Tensor], Tensor], stack: Tensor, rows: bool)
     if len(stack) == 1:
         return function(stack[0]).unsqueeze(0)
     return torch.stack([function(member) for member in stack])
+
+
+def members_of(stack: Tensor) -> Sequence[Tensor]:
+    """The members of a stack; of one member the stack itself, for those who are to give it another shape anyway."""
+    return (stack,) if len(stack) == 1 else stack.unbind()
 
 
 def stacked(members: Sequence[Tensor]) -> Tensor:

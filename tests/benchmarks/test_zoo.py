@@ -10,9 +10,10 @@ from torch import nn
 pytest.importorskip("rich")
 
 from benchmarks import zoo, zoo_table
+from benchmarks.speed import Plan, apart
 
 README = Path(__file__).parents[2] / "README.md"
-SMALL = zoo.Architecture("small", lambda: nn.Sequential(nn.Linear(3, 4), nn.Hardsigmoid(), nn.Linear(4, 2)), (3,), 5)
+SMALL = zoo.Architecture("SIREN", lambda: nn.Sequential(nn.Linear(3, 4), nn.Hardsigmoid(), nn.Linear(4, 2)), (3,), 5)
 
 
 def test_the_readme_shows_the_committed_results():
@@ -43,17 +44,29 @@ def test_worst_finds_small_errors_in_small_gradients():
         assert not zoo.worst(truth | {name: truth[name].double() + error}, truth) < 5e-7
 
 
-def test_a_later_run_keeps_the_peers_that_it_leaves_out():
+def test_a_later_run_keeps_what_it_leaves_out_and_tells_what_is_of_its_own_commit():
     eager = {"status": "ok", "seconds": [2.0, 2.0], "memory_bytes": 6}
     mine = {"status": "ok", "seconds": [1.0, 2.0], "memory_bytes": 3}
-    common = {"parameters": 1, "nodes": 2, "by_autograd": ["a", "a"], "eager_lacks": "", "left_to_autograd": False}
-    common["parity"] = {"train": {"functional": 1e-15}, "eval": {"functional": 2e-15}}
+    checked = {"parameters": 1, "nodes": 2, "by_autograd": ["a", "a"], "eager_lacks": "", "left_to_autograd": False}
+    checked["parity"] = {"train": {"functional": 1e-15}, "eval": {"functional": 2e-15}}
+    check, plain, compiled = zoo.Job(SMALL), zoo.Job(SMALL, ("functional", "eager")), zoo.Job(SMALL, ("inductor",))
     results = {"environment": {"commit": "first"}, "architectures": {}}
-    zoo_table.enter(results, "SIREN", common | {"peers": {"eager": dict(eager), "functional": dict(mine)}})
-    failed = {"status": "failed", "reason": "not compiled"}
+    zoo_table.enter(results, plain, {"eager": dict(eager), "functional": dict(mine)})
+    assert zoo_table.rows(results) == []  # not checked yet
+    zoo_table.enter(results, check, checked)
     results["environment"]["commit"] = "second"
-    zoo_table.enter(results, "SIREN", common | {"peers": {"eager": dict(eager), "inductor": failed}})
+    zoo_table.enter(results, compiled, {"eager": dict(eager), "inductor": {"status": "failed", "reason": "long"}})
     (line,) = zoo_table.rows(results)
     assert (line["functional_time"], line["functional_memory"], line["with_rule"]) == (1.5, 2.0, 0)
-    assert (line["commit"], line["inductor_fails"]) == ("second", "not compiled")
+    assert (line["commit"], line["inductor_fails"]) == ("first", "long")
     assert "| 1.50 | - | - | 2.00 | - | - |" in zoo_table.markdown([line])
+    assert [zoo_table.has(results, job) for job in (check, plain, compiled)] == [False, False, True]
+
+
+def test_a_process_that_takes_too_long_is_told_of():
+    with pytest.raises(RuntimeError, match="not done after 0 s: starting"):
+        apart(_never, None, (), Plan(1, 0.0, 0.0, 1, "cpu"), print, limit=0)
+
+
+def _never(*_):
+    raise AssertionError

@@ -13,6 +13,7 @@
 #include "cpu/capability.h"
 #include "cpu/conv.h"
 #include "cpu/elementwise.h"
+#include "cpu/layer_norm.h"
 #include "cpu/max_pool.h"
 #include "cpu/mlp.h"
 #include "cpu/norm.h"
@@ -329,6 +330,27 @@ void run_all(const ElementwiseKernels<T>& kernels) {
             }
 }
 
+// The same for normalisations over rows.
+template <class T>
+void run_all(const RowNormKernels<T>& kernels) {
+    for (const int64_t columns : {1, 5, 33})
+        for (const int64_t K : {1, 2})
+            for (const bool plain : {false, true}) {
+                const int64_t rows = 7, numbers = rows * columns;
+                Block<T> x(numbers), mean(rows), inverse(rows), weight(columns), u(K * numbers), v(K * numbers);
+                Block<T> added(K * numbers), result(K * numbers), second(numbers), gradients(2 * columns);
+                const RowNorm<T> norm{rows,          columns,
+                                      x.get(),       plain ? nullptr : mean.get(),
+                                      inverse.get(), plain ? nullptr : weight.get()};
+                in_parts(rows, [&](int64_t begin, int64_t end) {
+                    kernels.project(norm, v.get(), K, plain, plain ? nullptr : added.get(), result.get(),
+                                    K == 1 ? gradients.get() : nullptr, begin, end);
+                    kernels.meet(norm, u.get(), v.get(), K, second.get(), plain ? nullptr : gradients.get(),
+                                 plain ? nullptr : result.get(), begin, end);
+                });
+            }
+}
+
 // Maxima over windows that are tiles, that overlap, and that leave gaps.
 template <class T>
 void run_all(const MaxPoolKernels<T>& kernels) {
@@ -358,12 +380,14 @@ int main() {
     run_all(norm_kernels_baseline<float>());
     run_all(max_pool_kernels_baseline<float>());
     run_all(elementwise_kernels_baseline<float>());
+    run_all(row_norm_kernels_baseline<float>());
     run_all(mlp_kernels_baseline<double>());
     run_all(active_kernels_baseline<double>());
     run_all(conv_kernels_baseline<double>());
     run_all(norm_kernels_baseline<double>());
     run_all(max_pool_kernels_baseline<double>());
     run_all(elementwise_kernels_baseline<double>());
+    run_all(row_norm_kernels_baseline<double>());
     if (capability >= Capability::AVX2) {
         run_all(mlp_kernels_avx2<float>());
         run_all(active_kernels_avx2<float>());
@@ -371,12 +395,14 @@ int main() {
         run_all(norm_kernels_avx2<float>());
         run_all(max_pool_kernels_avx2<float>());
         run_all(elementwise_kernels_avx2<float>());
+        run_all(row_norm_kernels_avx2<float>());
         run_all(mlp_kernels_avx2<double>());
         run_all(active_kernels_avx2<double>());
         run_all(conv_kernels_avx2<double>());
         run_all(norm_kernels_avx2<double>());
         run_all(max_pool_kernels_avx2<double>());
         run_all(elementwise_kernels_avx2<double>());
+        run_all(row_norm_kernels_avx2<double>());
     }
     if (capability >= Capability::AVX512) {
         run_all(mlp_kernels_avx512<float>());
@@ -385,12 +411,14 @@ int main() {
         run_all(norm_kernels_avx512<float>());
         run_all(max_pool_kernels_avx512<float>());
         run_all(elementwise_kernels_avx512<float>());
+        run_all(row_norm_kernels_avx512<float>());
         run_all(mlp_kernels_avx512<double>());
         run_all(active_kernels_avx512<double>());
         run_all(conv_kernels_avx512<double>());
         run_all(norm_kernels_avx512<double>());
         run_all(max_pool_kernels_avx512<double>());
         run_all(elementwise_kernels_avx512<double>());
+        run_all(row_norm_kernels_avx512<double>());
     }
     std::printf("no errors, up to %s\n", capability_name(capability));
 }

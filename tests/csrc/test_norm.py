@@ -8,9 +8,10 @@ import gradreg_fast
 from gradreg_fast.backend import library
 from gradreg_fast.convert import graph_of
 from gradreg_fast.passes import with_passes
-from gradreg_fast.rules.norm_passes import BatchNormPasses
+from gradreg_fast.rules.norm_passes import Passes
 
 from ..parity import assert_primitives
+from .test_norm_passes import Case
 
 pytestmark = pytest.mark.skipif(library()[0] is None, reason=f"no compiled library: {library()[1]}")
 
@@ -76,6 +77,20 @@ def test_passes(name, last, dtype):
     near(gradients, torch.stack([weight_bar, d.double().sum(dims)]))
 
 
+@pytest.mark.each_processor
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (9, 5), (3, 133), (40, 1030)], ids=str)
+def test_rows(shape, dtype):
+    """Layer and root mean square normalisation; rows start off any boundary."""
+    u, v, rest = torch.randn(1 + 7 * shape[0] * shape[1]).to(dtype)[1:].view(7, *shape).split((2, 2, 3))
+    weight = (torch.rand(shape[1]) + 0.5).double()
+    for centred in (True, False):
+        names = ("layer_norm_project", "layer_norm_meet")
+        Case(torch.ops.gradreg_fast, names, rest[0], [1], None, weight.to(dtype).double(), centred).check(
+            u, v, *rest[1:]
+        )
+
+
 def near(found, wanted):
     limit = 1e-9 if found.dtype == torch.float64 else 1e-4  # the mean is rounded where it is a hundred deviations away
     assert found.shape == wanted.shape
@@ -88,11 +103,11 @@ def test_networks(compiled, float64):
     for affine, outputs in ((True, 3), (False, 1)):
         model = nn.Sequential(
             *(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, affine=affine), nn.Tanh(), nn.Conv2d(3, 4, 2)),
-            *(nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 5)),
-            *(nn.BatchNorm1d(5, momentum=None), nn.Softplus(), nn.Linear(5, outputs)),
+            *(nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.RMSNorm(16), nn.Linear(16, 5)),
+            *(nn.BatchNorm1d(5, momentum=None), nn.LayerNorm(5, elementwise_affine=affine), nn.Linear(5, outputs)),
         )
         passes = [node for node in with_passes(graph_of(model), x).nodes if node]
-        assert sum(isinstance(node.rule, BatchNormPasses) for node in passes) == 3
+        assert sum(isinstance(node.rule, Passes) for node in passes) == 5
         assert_primitives(model, x)
         assert_primitives(model, x.contiguous(memory_format=torch.channels_last))
 
@@ -100,6 +115,7 @@ def test_networks(compiled, float64):
 def test_wrong_arguments_are_told():
     x, v, one = torch.randn(3, 4, 5), torch.randn(1, 3, 4, 5), torch.ones(4)
     project, meet = torch.ops.gradreg_fast.norm_project, torch.ops.gradreg_fast.norm_meet
+    rows = torch.ops.gradreg_fast.layer_norm_meet
     for message, call in {
         "mean has the wrong shape": lambda: project(v, x, torch.ones(3), one, None, None, True, False),
         "inverse has the wrong dtype": lambda: project(v, x, one, one.double(), None, None, True, False),
@@ -109,6 +125,10 @@ def test_wrong_arguments_are_told():
         "x must be float32 or float64": lambda: project(v, x.half(), one, one, None, None, True, False),
         "u has the wrong size": lambda: meet(v[:, :2], v, x, one, one, None, True),
         "second has the wrong size": lambda: project(v, x, one, one, None, x[:2], True, False),
+        "a number for each row": lambda: rows(v, v, x, None, torch.ones(7), None, True),
+        "weight must have 5 numbers": lambda: rows(v, v, x, None, torch.ones(3, 4), one, True),
+        "mean has the wrong dtype": lambda: rows(v, v, x, torch.ones(3, 4).half(), torch.ones(3, 4), None, True),
+        "u must be contiguous": lambda: rows(v.mT.contiguous().mT, v, x, None, torch.ones(3, 4), None, True),
     }.items():
         with pytest.raises(RuntimeError, match=message):
             call()
