@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from .. import plot
 from .cells import Row, timed_and_tested, values
-from .claims import Finding, interval, said, verdict
+from .claims import NOTED, Finding, interval, said, verdict
 from .classifiers import (
     DROPPED,
     GRADIENTS,
@@ -28,6 +28,7 @@ from .classifiers import (
     METHODS,
     NEEDS,
     NORMALISED,
+    RIVALS,
     Block,
     blocks,
     draw_gains,
@@ -83,9 +84,11 @@ def findings(rows: list[Row]) -> list[Finding]:
     there = blocks(tested)
     found = [finding for block in there for finding in tell(tested, block)]
     for name in GRADIENTS:
-        ends = interval(_means(gains(tested, name, "none", block) for block in there))
+        ends = _mean_gain(tested, name)
         text = f"{name}, mean over all {len(there)} of these settings: gain over no penalty in points {said(ends)}."
         found.append(Finding(text, verdict(ends, 0, less_is_better=False)))
+    told = ", ".join(f"{name} {said(_mean_gain(tested, name))}" for name in RIVALS)
+    found.append(Finding(f"Rivals, mean over the settings that have them: gain in points {told}.", NOTED))
     for data in values(rows, "data"):
         few, *_, many = sorted(block for block in there if block[::2] == (data, LENET))
         of_few, of_many = (_means(gains(tested, name, "none", block) for name in GRADIENTS) for block in (few, many))
@@ -96,6 +99,11 @@ def findings(rows: list[Row]) -> list[Finding]:
         )
         found.append(Finding(text, verdict(ends, 0, less_is_better=False)))
     return found + [tell_times(timed, block) for block in blocks(timed)]
+
+
+def _mean_gain(rows, name):
+    """The interval over the seeds of the mean gain over all blocks that have the method."""
+    return interval(_means(gains(rows, name, "none", block) for block in blocks(rows) if name in block.methods))
 
 
 def _means(lists):
@@ -115,7 +123,7 @@ def draw(rows: list[Row]) -> Figure:
     groups["Other networks"] = (others, "{0.network},\n{0.samples:,} images of {0.data}")
     widths = [len(each) for each, _ in groups.values()]
     for axes, (title, (each, label)) in zip(
-        upper.subplots(1, len(groups), width_ratios=widths), groups.items(), strict=True
+        upper.subplots(1, len(groups), width_ratios=widths, sharey=True), groups.items(), strict=True
     ):
         draw_gains(axes, tested, each)
         axes.set_title(title)

@@ -41,6 +41,7 @@ class ConvProducts(Rule):
     """
 
     compiled = True
+    fresh = True
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = tuple(layers)
