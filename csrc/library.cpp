@@ -73,15 +73,21 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
     library.def("activate(Tensor z, int kind, float[] settings, bool masked) -> (Tensor, Tensor)");
     // In the memory of z; returns the mask.
     library.def("activate_(Tensor(a!) z, int kind, float[] settings, bool masked) -> Tensor");
-    // phi' v; count: of z.
-    library.def("activation_slope(Tensor kept, Tensor v, int count, int kind, float[] settings) -> Tensor");
-    // In the memory of v.
-    library.def("activation_slope_(Tensor kept, Tensor(a!) v, int count, int kind, float[] settings) -> ()");
+    // phi' v for a stack, and the same in the memory of v.
+    library.def("activation_slope(Tensor kept, Tensor v, int kind, float[] settings) -> Tensor");
+    library.def("activation_slope_(Tensor kept, Tensor(a!) v, int kind, float[] settings) -> ()");
     // sum_k u^k xdot^k and, if wanted, phi' xdot.
     library.def(
         "activation_meet(Tensor kept, Tensor u, Tensor xdot, int kind, float[] settings, bool push) -> Tensor[]");
     // phi' d + phi'' w or, if `below`, phi' d + (phi'' / phi') w.
     library.def("activation_bend(Tensor kept, Tensor? d, Tensor w, int kind, float[] settings, bool below) -> Tensor");
+    // y = phi(max z) over windows of images [.., H, W] with a piecewise linear phi (common/max_pool.h). options: pairs of
+    // the windows' height and width, of their steps and of their margins, and of z's; whether the images lie channels
+    // last, without gaps, instead of as they are. Returns y and what the sweeps need, both in this layout.
+    library.def("max_pool(Tensor z, int[] options, int kind, float[] settings) -> (Tensor, Tensor)");
+    // phi' xdot of the winners, and its transpose, for stacks [K, ...].
+    library.def("max_pool_push(Tensor code, Tensor xdot, int[] options, int kind, float[] settings) -> Tensor");
+    library.def("max_pool_pull(Tensor code, Tensor u, int[] options, int kind, float[] settings) -> Tensor");
     // Normalisations with statistics of channels (cpu/norm.h, cuda/norm.h) at x [B, C, ...], which lies as it is or
     // channels last, as do all others. mean and inverse: [C] of the batch, or [B, groups] of each sample; weight: [C];
     // all in float32 where x is in less. For a stack v [K, B, C, ...] returns J v if `push`, else J^T v plus `second`

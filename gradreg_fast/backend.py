@@ -238,10 +238,13 @@ def register_fakes(module: ModuleType) -> None:
 
     def images(like, shape, options):
         """Images [.., C, H, W] in the layout of the results."""
-        if not options[14]:
-            return like.new_empty(shape)
+        return laid_out(like, shape, options[14])
+
+    def laid_out(like, shape, channels_last, **dtype):
+        if not channels_last:
+            return like.new_empty(shape, **dtype)
         *before, C, H, W = shape
-        return like.new_empty(*before, H, W, C).movedim(-1, -3)
+        return like.new_empty((*before, H, W, C), **dtype).movedim(-1, -3)
 
     @ops.register_fake("gradreg_fast::conv_forward")
     def conv_forward(x, weight, bias, options, settings):
@@ -315,11 +318,11 @@ def register_fakes(module: ModuleType) -> None:
         return activate(z, kind, settings, masked)[1]
 
     @ops.register_fake("gradreg_fast::activation_slope")
-    def activation_slope(kept, v, count, kind, settings):
+    def activation_slope(kept, v, kind, settings):
         return torch.empty_like(v)
 
     @ops.register_fake("gradreg_fast::activation_slope_")
-    def activation_slope_in_place(kept, v, count, kind, settings):
+    def activation_slope_in_place(kept, v, kind, settings):
         return None
 
     @ops.register_fake("gradreg_fast::activation_meet")
@@ -329,6 +332,24 @@ def register_fakes(module: ModuleType) -> None:
     @ops.register_fake("gradreg_fast::activation_bend")
     def activation_bend(kept, d, w, kind, settings, below):
         return torch.empty_like(w)
+
+    def pooled(like, shape, options, **dtype):
+        """Maxima over windows, with all but the last two sizes given."""
+        pairs = (options[i : i + 2] for i in (0, 2, 4, 6))
+        sizes = ((size + 2 * margin - window) // step + 1 for window, step, margin, size in zip(*pairs, strict=True))
+        return laid_out(like, (*shape, *sizes), options[8], **dtype)
+
+    @ops.register_fake("gradreg_fast::max_pool")
+    def max_pool(z, options, kind, settings):
+        return pooled(z, z.shape[:-2], options), pooled(z, z.shape[:-2], options, dtype=torch.uint8)
+
+    @ops.register_fake("gradreg_fast::max_pool_push")
+    def max_pool_push(code, xdot, options, kind, settings):
+        return pooled(xdot, xdot.shape[:-2], options)
+
+    @ops.register_fake("gradreg_fast::max_pool_pull")
+    def max_pool_pull(code, u, options, kind, settings):
+        return laid_out(u, (*u.shape[:-2], *options[6:8]), options[8])
 
     @ops.register_fake("gradreg_fast::norm_project")
     def norm_project(v, x, mean, inverse, weight, second, push, gradients):

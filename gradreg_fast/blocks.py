@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gradreg_fast import measured
 from gradreg_fast.backend import KERNELS, available, current, insists, require
+from gradreg_fast.fuse import read_by
 from gradreg_fast.graph import Graph, Node, PlainValue
 from gradreg_fast.mlp import STRAIGHT, kind_of
 from gradreg_fast.rules.activation import Activation
@@ -114,19 +115,18 @@ def _rewritten(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None], always
         first, slots = nodes[runs[0].nodes[0]], [slot for run in runs for slot in nodes[run.nodes[0]].slots]
         rule = ConvProducts([run.layer for run in runs]) if kernels == "cuda" else runs[0].block(others)
         for i in (i for run in runs for i in run.nodes):
-            nodes[i] = Node(nodes[i].name, PlainValue(_nothing), ())
+            nodes[i] = nothing(nodes[i])
         nodes[runs[-1].nodes[-1]] = replace(first, rule=rule, slots=tuple(slots))
-    return replace(graph, nodes=tuple(nodes), plans={}, _with_head={}, _needs={})
+    return graph.rewritten(nodes)
 
 
 def _chains(graph: Graph, runs: list[Run]) -> list[list[Run]]:
     """Runs that follow each other, with nothing else that reads the values between them."""
-    read_otherwise = {graph.output, graph.seed, *(j for node in graph.nodes if node for j in node.extras)}
     chains: list[list[Run]] = []
     ends: dict[int, list[Run]] = {}  # chains by the value that they make
     for run in runs:
         (value,) = graph.nodes[run.nodes[0]].inputs
-        alone = len(graph.consumers[value]) == 1 and value not in read_otherwise
+        alone = value != graph.seed and read_by(graph, value, run.nodes[0])
         chain = ends.pop(value, None) if alone else None
         if chain is None:
             chains.append(chain := [])
@@ -135,8 +135,9 @@ def _chains(graph: Graph, runs: list[Run]) -> list[list[Run]]:
     return chains
 
 
-def _nothing() -> None:
-    """The value of a node that became part of a block."""
+def nothing(node: Node) -> Node:
+    """What stands where a node was that became part of another."""
+    return Node(node.name, PlainValue(lambda: None), ())
 
 
 def is_faster(weight: Tensor, images: Shape, sums: Shape, pools: bool) -> bool:

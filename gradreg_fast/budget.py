@@ -23,6 +23,7 @@ class Lazy(nn.Module):
 
     Args:
         every: number of steps; 1 or more.
+        place: where to begin, in steps behind one with a penalty.
 
     Raises:
         ValueError: if `every` is not a positive integer.

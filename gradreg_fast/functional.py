@@ -5,9 +5,13 @@ The penalty is the plain quantity of each sample, with no hidden weight or half,
 ``"mean"``, ``"sum"`` or ``"none"`` (shape ``[B]``). Where a sample has one output, it may be ``[B]`` or ``[B, 1]``.
 With the further argument ``save="recompute"`` those that are differentiated in closed form keep nothing for the
 backward pass and compute it again there (see `gradreg_fast.recompute`); with ``chunk_size=n`` also n samples at a time
-(see `gradreg_fast.chunks`). Models with several inputs, keyword arguments
-or several results: with ``model_args``, ``model_kwargs``, ``output`` and a tuple or dictionary for x (see
-`gradreg_fast.signature.callable_with`); of the results `output` selects the y that is returned.
+(see `gradreg_fast.chunks`). Models with several inputs, keyword arguments or several results: with ``model_args``,
+``model_kwargs``, ``output`` and a tuple or dictionary for x (see `gradreg_fast.signature.callable_with`); of the
+results `output` selects the y that is returned.
+
+Tensors have the model's device and a floating-point dtype that it takes. The penalty has y's dtype, or float32 where
+that is narrower. What raises leaves parameters, gradients, buffers and random states as they were.
+
 With ``J = dy/dx`` of one sample and ``g = J^T 1``:
 
     >>> import torch, gradreg_fast
@@ -82,7 +86,7 @@ def double_backprop(
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
 
     Raises:
         TypeError: if the target or the loss is not what it must be.
@@ -133,7 +137,12 @@ def jacobian_frobenius(
         cotangent_chunk_size: how many outputs (or projections) there are at a time; see `gradreg_fast.jacobian_sqnorm`.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if there is no such reduction, `projections` or `cotangent_chunk_size` is not a positive
+            integer.
 
     >>> network, x = nn.Linear(3, 2), torch.randn(8, 3)
     >>> y, penalty = jacobian_frobenius(network, x)
@@ -161,7 +170,11 @@ def contractive(
         cotangent_chunk_size: how many units of the code there are at a time; see `gradreg_fast.jacobian_sqnorm`.
 
     Returns:
-        h, and the penalty.
+        h, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if there is no such reduction, or `cotangent_chunk_size` is not a positive integer.
 
     >>> encoder, x = nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()), torch.randn(8, 3)
     >>> h, penalty = contractive(encoder, x)
@@ -196,7 +209,12 @@ def jacobian_softmax(
         cotangent_chunk_size: how many outputs (or projections) there are at a time; see `gradreg_fast.jacobian_sqnorm`.
 
     Returns:
-        The logits y, and the penalty.
+        The logits y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if there is no such reduction, `projections` or `cotangent_chunk_size` is not a positive
+            integer.
 
     >>> network, x = nn.Linear(3, 4), torch.randn(8, 3)
     >>> y, penalty = jacobian_softmax(network, x)
@@ -227,7 +245,11 @@ def spectral_projection(
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if there is no such reduction.
 
     >>> network, x = nn.Linear(3, 2), torch.randn(8, 3)
     >>> y, penalty = spectral_projection(network, x)
@@ -260,7 +282,12 @@ def gradient_penalty(
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if the model returns more than one output a sample, there is no such reduction, or the centre is not
+            finite.
 
     >>> critic, real, fake = nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 2)
     >>> _, penalty = gradient_penalty(critic, interpolate(real, fake))
@@ -324,7 +351,12 @@ def dragan(
         reduction: over the batch.
 
     Returns:
-        y at the points, and the penalty.
+        y at the points, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if the model returns more than one output a sample, there is no such reduction, or the centre is not
+            finite.
 
     >>> critic, x = nn.Linear(2, 1), torch.randn(8, 2)
     >>> _, penalty = dragan(critic, x)
@@ -353,7 +385,11 @@ def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if the model returns more than one output a sample, or there is no such reduction.
 
     >>> critic, real = nn.Linear(2, 1), torch.randn(8, 2)
     >>> y, penalty = r1(critic, real)
@@ -379,7 +415,11 @@ def r2(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if the model returns more than one output a sample, or there is no such reduction.
 
     >>> critic, fake = nn.Linear(2, 1), torch.randn(8, 2)
     >>> y, penalty = r2(critic, fake)
@@ -406,7 +446,13 @@ def r1_r2(
         reduction: over each batch; ``"none"`` gives both batches' values, ``[B + C]``.
 
     Returns:
-        ``(y of real, y of fake)``, and the penalty: the sum of the two.
+        ``(y of real, y of fake)``, and the penalty: the sum of the two, a scalar, or ``[B + C]``
+        without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if the model returns more than one output a sample, there is no such reduction, or the samples'
+            shapes differ.
 
     >>> critic, real, fake = nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 2)
     >>> (y_real, y_fake), penalty = r1_r2(critic, real, fake)
@@ -443,7 +489,11 @@ def eikonal(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tenso
         reduction: over the points.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if the model returns more than one output a sample, or there is no such reduction.
 
     >>> plane = nn.Linear(2, 1).requires_grad_(False)
     >>> plane.weight[:] = torch.tensor([0.6, 0.8])  # of length 1: its values are distances
@@ -478,7 +528,7 @@ def jacobian_spectral_norm(
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
 
     Raises:
         ValueError: if `iterations` is negative or the vector's shape is not that of y.
@@ -533,7 +583,7 @@ def gradient_matching(
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
 
     Raises:
         ValueError: if the target's shape fits neither.
@@ -572,7 +622,11 @@ def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> 
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if there is no such reduction.
 
     >>> undecided = nn.Linear(2, 4).requires_grad_(False)
     >>> undecided.weight[:], undecided.bias[:] = 0, 0

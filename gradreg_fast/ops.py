@@ -61,10 +61,11 @@ def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) 
         cotangent: shaped like y; ones by default.
 
     Returns:
-        y, shaped as the model returns it, and g, shaped like x.
+        y, shaped as the model returns it, and g, shaped like x and of its dtype.
 
     Raises:
-        TypeError: if x or the cotangent is not a real floating-point tensor.
+        TypeError: if the model is no module or does not return one tensor, or x or the cotangent is not a real
+            floating-point tensor.
         ValueError: if their shapes, dtypes or devices do not fit.
 
     >>> network, x = nn.Linear(2, 1), torch.randn(8, 2)
@@ -108,10 +109,10 @@ def jacobian_sqnorm(
             instead of 3. None for as many as is fast.
 
     Returns:
-        y and the norms ``[B]``.
+        y, and the norms ``[B]`` in y's dtype, or float32 where that is narrower.
 
     Raises:
-        TypeError: if x is not a real floating-point tensor.
+        TypeError: if the model is no module or does not return one tensor, or x is not a real floating-point tensor.
         ValueError: if `projections` or `cotangent_chunk_size` is not a positive integer, or autograd runs the whole
             model, which keeps them all.
 

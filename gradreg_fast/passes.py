@@ -6,6 +6,7 @@ them is the reference. On a CPU PyTorch's own activations are single passes, too
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,14 +14,17 @@ import torch
 from torch import Tensor
 
 from gradreg_fast.backend import KERNELS, available
-from gradreg_fast.blocks import with_blocks
-from gradreg_fast.graph import Graph
+from gradreg_fast.blocks import nothing, with_blocks
+from gradreg_fast.fuse import read_by
+from gradreg_fast.graph import Graph, Node
 from gradreg_fast.mlp import kind_of, mlp_of
 from gradreg_fast.rules.activation import Activation
 from gradreg_fast.rules.activation_passes import ActivationPasses
 from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.max_pool_passes import MOST_PLACES, MaxPoolPasses
 from gradreg_fast.rules.norm import BatchNormTrain, GroupNorm, LayerNorm, RootMeanSquareNorm
 from gradreg_fast.rules.norm_passes import BatchNormPasses, GroupNormPasses, LayerNormPasses, RootMeanSquarePasses
+from gradreg_fast.rules.pool import MaxPool
 
 DTYPES = {
     "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -52,9 +56,22 @@ def with_passes(graph: Graph, x: Tensor) -> Graph:
         return graph  # what mlp.py leaves of these goes by active units (active.py), which reads activations
     key = "passes", kernels
     if key not in graph.plans:
-        nodes = tuple(node and replace(node, rule=_pass_for(node.rule, kernels)) for node in graph.nodes)
-        graph.plans[key] = replace(graph, nodes=nodes, plans={}, _with_head={}, _needs={})
+        nodes = [node and replace(node, rule=_pass_for(node.rule, kernels)) for node in graph.nodes]
+        _join_maxima(graph, nodes)
+        graph.plans[key] = graph.rewritten(nodes)
     return graph.plans[key]
+
+
+def _join_maxima(graph: Graph, nodes: list[Node | None]) -> None:
+    """Give maxima over windows to the piecewise linear activation that alone reads them."""
+    for i, node in enumerate(graph.nodes):
+        if node is None or not isinstance(node.rule, Activation) or not node.rule.curvature_free:
+            continue
+        (j,), phi = node.inputs, kind_of(node.rule)
+        below = nodes[j]
+        if phi and below and isinstance(below.rule, MaxPoolPasses) and j != graph.seed and read_by(graph, j, i):
+            nodes[i] = replace(below, rule=MaxPoolPasses(below.rule.windows, *phi))
+            nodes[j] = nothing(below)
 
 
 def _pass_for(rule: Rule, kernels: str) -> Rule:
@@ -62,4 +79,6 @@ def _pass_for(rule: Rule, kernels: str) -> Rule:
         return ActivationPasses(rule, *phi)
     if type(rule) in NORMALISATIONS and (kernels == "cuda" or type(rule) in ON_CPU):
         return NORMALISATIONS[type(rule)](rule)
+    if isinstance(rule, MaxPool) and rule.shape is not None and math.prod(rule.shape.size) <= MOST_PLACES:
+        return MaxPoolPasses(rule.shape, 0, (0.0, 0.0))
     return rule

@@ -24,7 +24,7 @@ from types import ModuleType
 NAMES = (
     "small_data",
     "robustness",
-    "larger",
+    "resnet",
     "synthetic_1d",
     "synthetic_nd",
     "surrogates",

@@ -35,6 +35,7 @@ class Method(NamedTuple):
     penalty: str | None
     strengths: tuple[float, ...]
     colour: str
+    marker: str = "s"
 
 
 METHODS = {
@@ -42,10 +43,10 @@ METHODS = {
     "weight decay": Method(None, (1e-4, 1e-3, 1e-2), "#c9a227"),
     "dropout": Method(None, (0.1, 0.2, 0.4), "#d9711f"),
     "confidence penalty": Method("confidence_penalty", (0.1, 0.3, 1.0), "#8c564b"),
-    "double backprop": Method("double_backprop", (0.01, 0.1, 1.0), plot.AHEAD),
-    "JacReg": Method("jacobian_softmax", (0.1, 1.0, 10.0), "#1f4e9c"),
-    "FrobReg": Method("jacobian_frobenius", (1e-3, 1e-2, 1e-1), "#7d6bb3"),
-    "SpectReg": Method("spectral_projection", (0.01, 0.1, 1.0), "#c44f9a"),
+    "double backprop": Method("double_backprop", (0.01, 0.1, 1.0), plot.AHEAD, "o"),
+    "JacReg": Method("jacobian_softmax", (0.1, 1.0, 10.0), "#1f4e9c", "o"),
+    "FrobReg": Method("jacobian_frobenius", (1e-3, 1e-2, 1e-1), "#7d6bb3", "o"),
+    "SpectReg": Method("spectral_projection", (0.01, 0.1, 1.0), "#c44f9a", "o"),
 }
 RIVALS = ("weight decay", "dropout", "confidence penalty")
 GRADIENTS = ("double backprop", "JacReg", "FrobReg", "SpectReg")
@@ -76,11 +77,11 @@ class Block(NamedTuple):
         """Those that penalise input gradients."""
         return [name for name in GRADIENTS if name in self.methods]
 
-    def cells(self, steps: int, seeds: Iterable[int]) -> list[dict]:
-        """All of them; `weight` is that of a penalty, `strength` whatever a method's is."""
+    def cells(self, steps: int, seeds: Iterable[int], **further) -> list[dict]:
+        """All of them, with these further values; `weight` is that of a penalty, `strength` whatever a method's is."""
         return [
             {**self._asdict(), "method": name, "strength": strength, "weight": strength * bool(METHODS[name].penalty)}
-            | {"steps": steps, "seed": seed}
+            | {"steps": steps, "seed": seed, **further}
             for seed in seeds
             for name in self.methods
             for strength in METHODS[name].strengths
@@ -133,12 +134,18 @@ def train(config: dict, engines: tuple[str, ...]) -> dict[str, loop.Run]:
     return runs
 
 
+def tests(config: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """The test images and their classes, the first of them if there are many or a cell says how many."""
+    of, images_at_most = images(config["data"]), config.get("tested", TESTED)
+    return of.x_test[:images_at_most], of.y_test[:images_at_most]
+
+
 def outcome(run: loop.Run, config: dict) -> dict:
     """Accuracies on the held-out and on the test images, in percent, and the time of a step."""
     of, (_, held) = images(config["data"]), split(config)
     return {
         "validation": 100 * loop.accuracy(run.model, of.x[held], of.y[held]),
-        "test": 100 * loop.accuracy(run.model, of.x_test[:TESTED], of.y_test[:TESTED]),
+        "test": 100 * loop.accuracy(run.model, *tests(config)),
         "seconds_per_step": machine.spread(run.processor_seconds),
     }
 
@@ -223,7 +230,7 @@ def draw_gains(axes: Axes, rows: list[Row], blocks: list[Block]) -> None:
             continue
         ends = [interval(gains(rows, name, "none", block)) for _, block in shown]
         offset = 0.11 * (place - (len(names) - 1) / 2)
-        plot.intervals(axes, [x + offset for x, _ in shown], ends, "o", METHODS[name].colour, name)
+        plot.intervals(axes, [x + offset for x, _ in shown], ends, METHODS[name].marker, METHODS[name].colour, name)
     axes.axhline(0, color="black", linewidth=1)
 
 
@@ -252,7 +259,7 @@ def draw_strengths(axes: Axes, rows: list[Row], block: Block) -> None:
     for name in block.methods[1:]:
         strengths = METHODS[name].strengths
         means = [mean(rows, name, strength, block, "test") for strength in strengths]
-        axes.plot(range(len(means)), means, "o-", color=METHODS[name].colour)
+        axes.plot(range(len(means)), means, METHODS[name].marker + "-", color=METHODS[name].colour)
     axes.set(title=str(block), xlabel="strength", ylabel="mean test accuracy in %")
     axes.set_xticks(range(3), ["weakest", "middle", "strongest"])
     axes.axhline(mean(rows, "none", 0, block, "test"), color=METHODS["none"].colour, linewidth=1)

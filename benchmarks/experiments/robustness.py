@@ -18,23 +18,22 @@ from torch import Tensor, nn
 from .. import loop, plot
 from .cells import Row, outcomes
 from .claims import NOTED, Finding, interval, overall, said, verdict
-from .classifiers import GRADIENTS, METHODS, NEEDS, Block, blocks, gains, images, mean, measured, outcome, train
+from .classifiers import GRADIENTS, METHODS, NEEDS, Block, blocks, gains, mean, measured, outcome, tests, train
 from .small_data import SEEDS, STEPS
 
 __all__ = ["CLAIM", "NEEDS", "cells", "draw", "findings", "run"]
 
 CLAIM = "robustness"
-SAMPLES = 500
+SAMPLES, ATTACKED = 500, 300
 SIZES = {"noise": (0.1, 0.2, 0.4), "FGSM": (0.02, 0.05, 0.1), "PGD": (0.02, 0.05, 0.1)}
 SHOWN = 1  # the size of which the trade-off is told
 
 
 def cells(quick: bool) -> list[dict]:
     """One block of the protocol."""
-    block, steps, tested, seeds = Block("fashion-mnist", SAMPLES), STEPS[SAMPLES], 300, SEEDS
     if quick:
-        block, steps, tested, seeds = Block("mnist", 100), 2, 10, (1,)
-    return [{**cell, "tested": tested} for cell in block.cells(steps, seeds)]
+        return Block("mnist", 50).cells(1, [1], tested=10)
+    return Block("fashion-mnist", SAMPLES).cells(STEPS[SAMPLES], SEEDS)
 
 
 def run(config: dict, engines: tuple[str, ...]) -> dict[str, dict]:
@@ -45,8 +44,7 @@ def run(config: dict, engines: tuple[str, ...]) -> dict[str, dict]:
 
 
 def _disturbed(model, config):
-    of = images(config["data"])
-    x, y = of.x_test[: config["tested"]], of.y_test[: config["tested"]]
+    x, y = (part[:ATTACKED] for part in tests(config))
     return {"clean": 100 * loop.accuracy(model, x, y)} | {
         kind: [100 * loop.accuracy(model, disturbed(kind, size, model, x, y), y) for size in sizes]
         for kind, sizes in SIZES.items()
@@ -127,7 +125,7 @@ def draw(rows: list[Row]) -> Figure:
     for axes, (kind, sizes) in zip(kinds, SIZES.items(), strict=True):
         for name in block.methods:
             ends = [interval(measured(rows, name, block, "clean")), *_intervals(rows, name, block, kind)]
-            style = "o-" if name in GRADIENTS else "s--"
+            style = METHODS[name].marker + "-"
             plot.intervals(axes, (0, *sizes), ends, style, METHODS[name].colour, name)
         what = "standard deviation of the noise" if kind == "noise" else f"largest change of a pixel by {kind}"
         axes.set(title=kind, xlabel=f"{what}, share of its range", ylabel="accuracy in %")
@@ -138,7 +136,7 @@ def draw(rows: list[Row]) -> Figure:
             [mean(rows, name, strength, block, measure) for strength in strengths]
             for measure in ("test", _at("PGD", SHOWN))
         ]
-        trade.plot(*points, "o-" if name in GRADIENTS else "s--", color=METHODS[name].colour, markersize=4)
+        trade.plot(*points, METHODS[name].marker + "-", color=METHODS[name].colour, markersize=4)
         trade.scatter(*(each[-1:] for each in points), color=METHODS[name].colour, s=70)
     trade.set(title="every strength (large: the strongest)", xlabel="accuracy on clean images in %")
     trade.set_ylabel(f"accuracy under PGD of {SIZES['PGD'][SHOWN]:g} in %")

@@ -77,22 +77,24 @@ struct ElementwiseOperations {
         return evaluate(z, z, kind, settings, masked);
     }
 
-    static void scale(const Tensor& kept, const Tensor& v, const Tensor& result, int64_t count, int64_t kind,
+    static void scale(const Tensor& kept, const Tensor& v, const Tensor& result, int64_t kind,
                       const Numbers& settings) {
+        STD_TORCH_CHECK(v.dim() > 0 && v.size(0) > 0, "v must be a stack, [K, ...]");
+        const int64_t stack = v.size(0), count = v.numel() / stack;
         const Elementwise pass = pass_of(v, count, kind, settings, kept);
         check_stack(v, v, count, "v");
         const Passes passes(v);
-        if (v.numel()) passes.slope(pass, v.const_data_ptr(), v.numel() / count, result.mutable_data_ptr());
+        if (count) passes.slope(pass, v.const_data_ptr(), stack, result.mutable_data_ptr());
     }
 
-    static Tensor slope(Tensor kept, Tensor v, int64_t count, int64_t kind, Numbers settings) {
+    static Tensor slope(Tensor kept, Tensor v, int64_t kind, Numbers settings) {
         Tensor result = torch::stable::empty_like(v);
-        scale(kept, v, result, count, kind, settings);
+        scale(kept, v, result, kind, settings);
         return result;
     }
 
-    static void slope_in_place(Tensor kept, Tensor v, int64_t count, int64_t kind, Numbers settings) {
-        scale(kept, v, v, count, kind, settings);
+    static void slope_in_place(Tensor kept, Tensor v, int64_t kind, Numbers settings) {
+        scale(kept, v, v, kind, settings);
     }
 
     static std::vector<Tensor> meet(Tensor kept, Tensor u, Tensor xdot, int64_t kind, Numbers settings, bool push) {

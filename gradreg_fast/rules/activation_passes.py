@@ -39,7 +39,7 @@ class ActivationPasses(Activation):
         return rule
 
     def evaluate(self, z):
-        z, masked = z if z.is_contiguous() or is_channels_last(z) else z.contiguous(), self.phi[0] in FROM_MASK
+        z, masked = dense(z), self.phi[0] in FROM_MASK
         if self.in_place:
             y, mask = z, torch.ops.gradreg_fast.activate_(z, *self.phi, masked)
         else:
@@ -49,11 +49,12 @@ class ActivationPasses(Activation):
 
     def slope(self, saved, v):
         kept, shape, strides = saved
-        v, phi = laid_out(v, shape, strides), (shape.numel(), *self.phi)
-        if not self.overwrites:
-            return torch.ops.gradreg_fast.activation_slope(kept, v, *phi)
-        torch.ops.gradreg_fast.activation_slope_(kept, v, *phi)
-        return v
+        v = laid_out(v, shape, strides)
+        stack = v if v.dim() > len(shape) else v.unsqueeze(0)
+        if self.overwrites:
+            torch.ops.gradreg_fast.activation_slope_(kept, stack, *self.phi)
+            return v
+        return torch.ops.gradreg_fast.activation_slope(kept, stack, *self.phi).view_as(v)
 
     def bend(self, saved, w):
         return self._bend(saved, None, w)
@@ -76,6 +77,11 @@ class ActivationPasses(Activation):
         kept, shape, strides = saved
         d, w = (None if term is None else laid_out(term, shape, strides) for term in (d, w))
         return torch.ops.gradreg_fast.activation_bend(kept, d, w, *self.phi, self.meets_below)
+
+
+def dense(x: Tensor) -> Tensor:
+    """x, contiguous or channels last."""
+    return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
 
 
 def laid_out(tensor: Tensor, shape: torch.Size, strides: tuple[int, ...]) -> Tensor:

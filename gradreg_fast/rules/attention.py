@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradreg_fast.rules.base import Rule, stacked
+from gradreg_fast.rules.base import Rule, members_of, stacked
 from gradreg_fast.rules.call import FUNCTIONS, Call, Parameter, Several, function, module, submodule
 from gradreg_fast.rules.constant import as_value
 from gradreg_fast.rules.index import select
@@ -65,10 +66,10 @@ class Attention(Rule):
         blocks = Blocks(self, (shapes, None, None, None), parameters[0])
         matrices = blocks.q, blocks.k, blocks.v = blocks.of_operands(inputs)
         if k.shape[-2] <= KEPT_KEYS * q.shape[-1]:
-            y, P = blocks.empty_result(), q.new_empty(*blocks.q.shape[:2], blocks.k.shape[1])
-            for queries, keys, block in blocks:
-                P[(*queries, keys[1])] = block
-                y[queries] = block @ blocks.v[keys]
+            y = P = None
+            for block in blocks:
+                P = block.put(block.P, block.scores, P, blocks.k.shape[1])
+                y = block.put(torch.bmm(block.P, blocks.v[block.keys]), block.queries, y, blocks.v.shape[2])
             return blocks.like_result(y), (shapes, *matrices, P)
         y = functional.scaled_dot_product_attention(
             q, k, v, parameters[0], 0.0, self.causal, scale=self.scale, enable_gqa=self.grouped
@@ -77,16 +78,14 @@ class Attention(Rule):
 
     def pull(self, saved, parameters, u):
         blocks = Blocks(self, saved, parameters[0])
-        stacks = blocks.zeros(len(u))
-        for queries, keys, P in blocks:
-            q, k, v = blocks.q[queries], blocks.k[keys], blocks.v[keys]
-            for member, (u_q, u_k, u_v) in zip(u, stacks, strict=True):
-                u_block = blocks.of_result(member)[queries]
-                G = softmax_derivative(u_block @ v.mT, P)
-                u_q[queries].baddbmm_(G, k, alpha=blocks.scale)
-                u_k[keys].baddbmm_(G.mT, q, alpha=blocks.scale)
-                u_v[keys].baddbmm_(P.mT, u_block)
-        pulled = [blocks.like_operands(members) for members in stacks]
+        members = [(blocks.of_result(member), [None] * 3) for member in members_of(u)]
+        for block in blocks:
+            q, k, v = block.operands()
+            for cotangent, sums in members:
+                cotangent = cotangent[block.queries]
+                G = softmax_derivative(torch.bmm(cotangent, v.mT), block.P)
+                block.add(sums, (G, k, blocks.scale), (G, q, blocks.scale), (block.P, cotangent, 1))
+        pulled = [blocks.like_operands(sums) for _, sums in members]
         return tuple(stacked(column) for column in zip(*pulled, strict=True))
 
     def push(self, saved, parameters, xdots):
@@ -97,22 +96,23 @@ class Attention(Rule):
 
     def meet(self, saved, parameters, u, xdots, gradients, push):
         blocks = Blocks(self, saved, parameters[0])
-        tangents = [blocks.of_operands(members) for members in zip(*xdots, strict=True)]
-        results = [blocks.empty_result() for _ in tangents] if push else []
-        second = None if u is None else blocks.zeros(1)[0]
+        tangents = [blocks.of_operands(members) for members in zip(*map(members_of, xdots), strict=True)]
+        cotangents = [None] * len(tangents) if u is None else [blocks.of_result(member) for member in members_of(u)]
+        results = [None] * len(tangents)
+        second = None if u is None else [None] * 3
         mask = blocks.zero_mask() if u is not None and gradients.wants(0) else None
-        for queries, keys, P in blocks:
-            for number, (qdot, kdot, vdot) in enumerate(tangents):
-                qdot, kdot, vdot = qdot[queries], kdot[keys], vdot[keys]
-                Sdot = torch.baddbmm(qdot @ blocks.k[keys].mT, blocks.q[queries], kdot.mT).mul_(blocks.scale)
+        for block in blocks:
+            (q, k, v), P = block.operands(), block.P
+            for j, (members, cotangent) in enumerate(zip(tangents, cotangents, strict=True)):
+                qdot, kdot, vdot = block.operands(members)
+                Sdot = torch.bmm(qdot, k.mT).baddbmm_(q, kdot.mT).mul_(blocks.scale)
                 Pdot = softmax_derivative(Sdot, P)
                 if push:
-                    results[number][queries] = torch.baddbmm(Pdot @ blocks.v[keys], P, vdot)
-                if u is not None:
-                    u_block = blocks.of_result(u[number])[queries]
-                    Q = self._second(blocks, queries, keys, P, Pdot, u_block, (qdot, kdot, vdot), second)
+                    results[j] = block.put(torch.bmm(Pdot, v).baddbmm_(P, vdot), block.queries, results[j], v.shape[2])
+                if cotangent is not None:
+                    Q = self._second(block, Pdot, cotangent[block.queries], (qdot, kdot, vdot), second)
                     if mask is not None:
-                        blocks.add_to_mask(mask, queries, keys, Q)
+                        blocks.add_to_mask(mask, block, Q)
         if mask is not None:
             gradients.add(0, lambda: mask.view(blocks.mask_shape).sum_to_size(parameters[0].shape))
         terms = (None,) * 3 if second is None else blocks.like_operands(second)
@@ -123,27 +123,73 @@ class Attention(Rule):
             return
         blocks = Blocks(self, saved, parameters[0])
         mask, u = blocks.zero_mask(), blocks.of_result(d)
-        for queries, keys, P in blocks:
-            blocks.add_to_mask(mask, queries, keys, softmax_derivative(u[queries] @ blocks.v[keys].mT, P))
+        for block in blocks:
+            _, _, v = block.operands()
+            blocks.add_to_mask(mask, block, softmax_derivative(torch.bmm(u[block.queries], v.mT), block.P))
         gradients.add(0, lambda: mask.view(blocks.mask_shape).sum_to_size(parameters[0].shape))
 
     def flops(self, parameters, shape, inputs):
         (*_, E), (*_, S, _) = inputs[:2]
         return 2 * shape.numel() // shape[-1] * S * (E + shape[-1])
 
-    def _second(self, blocks, queries, keys, P, Pdot, u, tangents, second) -> Tensor:
+    def _second(self, block: Block, Pdot: Tensor, u: Tensor, tangents: Sequence[Tensor], second: Sums) -> Tensor:
         """Add a block's second-order terms; Q."""
-        qdot, kdot, vdot = tangents
-        A = u @ blocks.v[keys].mT
+        (q, k, v), P, scale, (qdot, kdot, vdot) = block.operands(), block.P, block.blocks.scale, tangents
+        A = torch.bmm(u, v.mT)
         C = A.sub_((P * A).sum(-1, keepdim=True))
         G = P * C
-        T = torch.addcmul(P * (u @ vdot.mT), Pdot, C)
+        T = torch.bmm(u, vdot.mT).mul_(P).addcmul_(Pdot, C)
         Q = T.addcmul_(P, T.sum(-1, keepdim=True), value=-1)
-        of_q, of_k, of_v = second
-        of_q[queries].baddbmm_(G, kdot, alpha=blocks.scale).baddbmm_(Q, blocks.k[keys], alpha=blocks.scale)
-        of_k[keys].baddbmm_(G.mT, qdot, alpha=blocks.scale).baddbmm_(Q.mT, blocks.q[queries], alpha=blocks.scale)
-        of_v[keys].baddbmm_(Pdot.mT, u)
+        block.add(second, (G, kdot, scale), (G, qdot, scale), (Pdot, u, 1))
+        block.add(second, (Q, k, scale), (Q, q, scale))
         return Q
+
+
+Index = type(...) | tuple[slice, ...]
+Sums = list[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some queries of some matrices, with the keys that they see; if there is but one block, every index is ``...``.
+
+    Attributes:
+        blocks: which it is one of.
+        queries: index into queries.
+        keys: index into keys and values.
+        scores: index into all of P.
+        P: of the block.
+    """
+
+    blocks: Blocks
+    queries: Index
+    keys: Index
+    scores: Index
+    P: Tensor
+
+    def operands(self, matrices: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The block's queries, keys and values, or what is given for all of them."""
+        q, k, v = (self.blocks.q, self.blocks.k, self.blocks.v) if matrices is None else matrices
+        return (q, k, v) if self.queries is ... else (q[self.queries], k[self.keys], v[self.keys])
+
+    def put(self, part: Tensor, index: Index, whole: Tensor | None, features: int) -> Tensor:
+        """The whole ``[N, L, features]``, None at first, with the block's part."""
+        if index is ...:
+            return part
+        whole = part.new_empty(*self.blocks.q.shape[:2], features) if whole is None else whole
+        whole[index] = part
+        return whole
+
+    def add(self, sums: Sums, *products: tuple[Tensor, Tensor, float]) -> None:
+        """Add ``scale M x`` to the queries' sum, ``scale M^T x`` to the keys' and to the values'; None at first."""
+        for j, (M, x, scale) in enumerate(products):
+            M, like = M.mT if j else M, (self.blocks.q, self.blocks.k, self.blocks.v)[j]
+            if self.queries is ...:
+                at_first = sums[j] is None
+                sums[j] = torch.baddbmm(like if at_first else sums[j], M, x, beta=1 - at_first, alpha=scale)
+                continue
+            sums[j] = torch.zeros_like(like) if sums[j] is None else sums[j]
+            sums[j][self.keys if j else self.queries].baddbmm_(M, x, alpha=scale)
 
 
 class Blocks:
@@ -157,6 +203,7 @@ class Blocks:
         leading = [(*shape[:-3], shape[-3] * n) if n > 1 else shape[:-2] for shape, n in repeated]
         same = all(shape == leading[0] for shape in leading)  # broadcast_shapes is slow
         self.leading = leading[0] if same else torch.broadcast_shapes(*leading)
+        self.broadcasts = not same or any(n > 1 for n in self.repeats)
         self.causal = rule.causal
         self.scale = self.shapes[0][-1] ** -0.5 if rule.scale is None else rule.scale
         self.mask = None
@@ -166,57 +213,60 @@ class Blocks:
             self.mask_shape = (*leading, L, S)
             self.mask = mask.expand(self.mask_shape).reshape(-1, L, S)
 
-    def __iter__(self) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], Tensor]]:
-        """Yields indices into queries and keys, and P of the block."""
+    def __iter__(self) -> Iterator[Block]:
         (N, L, _), S = self.q.shape, self.k.shape[1]
         row = S * self.q.element_size()
         rows = min(L, max(LEAST_ROWS, BLOCK_BYTES // max(1, row)))
         matrices = max(1, BLOCK_BYTES // max(1, rows * row))
+        if matrices >= N and rows >= L:  # nothing to cut: indexing costs as much as a small product
+            yield Block(self, ..., ..., ..., self.kept[0] if self.kept else self._probabilities(..., ..., L))
+            return
         for first in range(0, N, matrices):
             for start in range(0, L, rows):
-                queries = slice(first, first + matrices), slice(start, min(L, start + rows))
-                keys = queries[0], slice(0, min(S, queries[1].stop) if self.causal else S)
-                kept = [P[(*queries, keys[1])] for P in self.kept]
-                yield queries, keys, kept[0] if kept else self._probabilities(queries, keys)
+                stop = min(L, start + rows)
+                queries = slice(first, first + matrices), slice(start, stop)
+                keys = queries[0], slice(0, min(S, stop) if self.causal else S)
+                scores = *queries, keys[1]
+                P = self.kept[0][scores] if self.kept else self._probabilities(queries, keys, stop)
+                yield Block(self, queries, keys, scores, P)
 
-    def _probabilities(self, queries, keys) -> Tensor:
-        scores = (self.q[queries] @ self.k[keys].mT).mul_(self.scale)
+    def _probabilities(self, queries: Index, keys: Index, stop: int) -> Tensor:
+        """P of queries up to `stop`."""
+        scores = torch.bmm(self.q[queries], self.k[keys].mT).mul_(self.scale)
         if self.causal:
-            rows = torch.arange(queries[1].start, queries[1].stop, device=scores.device)
-            scores.masked_fill_(torch.arange(keys[1].stop, device=scores.device) > rows.unsqueeze(1), -math.inf)
+            rows = torch.arange(stop - scores.shape[1], stop, device=scores.device)
+            scores.masked_fill_(torch.arange(scores.shape[2], device=scores.device) > rows.unsqueeze(1), -math.inf)
         if self.mask is None:
             return torch.softmax(scores, -1)
-        mask = self.mask[self._masked(queries, keys)]
+        mask = self._masked(self.mask, queries, keys)
         scores = scores.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else scores.add_(mask)
         return aten._safe_softmax(scores, -1)  # zeros where no key takes part
 
-    def _masked(self, queries, keys) -> tuple[slice, slice, slice]:
-        return slice(None) if len(self.mask) == 1 else queries[0], queries[1], keys[1]
+    def _masked(self, mask: Tensor, queries: Index, keys: Index) -> Tensor:
+        """A block's part of a mask ``[N or 1, L, S]``."""
+        return mask if queries is ... else mask[slice(None) if len(mask) == 1 else queries[0], queries[1], keys[1]]
 
     def zero_mask(self) -> Tensor:
         """Room for the mask's gradient."""
         return torch.zeros_like(self.mask)
 
-    def add_to_mask(self, mask: Tensor, queries, keys, block: Tensor) -> None:
+    def add_to_mask(self, mask: Tensor, block: Block, scores: Tensor) -> None:
         """Add a block's part of the mask's gradient."""
-        part = mask[self._masked(queries, keys)]
-        part += block.sum_to_size(part.shape)
-
-    def zeros(self, K: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Room for K members like the operands, as matrices."""
-        return [tuple(torch.zeros_like(x) for x in (self.q, self.k, self.v)) for _ in range(K)]
-
-    def empty_result(self) -> Tensor:
-        """Room for a result, as matrices."""
-        return self.q.new_empty(*self.q.shape[:2], self.v.shape[2])
+        part = self._masked(mask, block.queries, block.keys)
+        part += scores.sum_to_size(part.shape)
 
     def of_operands(self, operands: Sequence[Tensor]) -> list[Tensor]:
-        """Three tensors shaped like the operands as matrices."""
+        """Three tensors shaped like the operands, or stacks of one such, as matrices."""
+        if not self.broadcasts:
+            return [x.reshape(-1, *x.shape[-2:]) for x in operands]
+        operands = [x.reshape(shape) for x, shape in zip(operands, self.shapes, strict=True)]
         repeated = [self._repeated(x, j) for j, x in enumerate(operands)]
         return [x.expand(*self.leading, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in repeated]
 
     def like_operands(self, matrices: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What `of_operands` made, back, summed over what it repeated."""
+        if not self.broadcasts:
+            return tuple(x.view(shape) for x, shape in zip(matrices, self.shapes, strict=True))
         results = []
         for x, shape, repeats in zip(matrices, self.shapes, self.repeats, strict=True):
             x = x.view(*self.leading, *x.shape[-2:])

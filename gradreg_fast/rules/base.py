@@ -233,6 +233,11 @@ def map_members(function: Callable[[Tensor], Tensor], stack: Tensor, rows: bool)
     return torch.stack([function(member) for member in stack])
 
 
+def members_of(stack: Tensor) -> Sequence[Tensor]:
+    """The members of a stack; of one member the stack itself, for those who are to give it another shape anyway."""
+    return (stack,) if len(stack) == 1 else stack.unbind()
+
+
 def stacked(members: Sequence[Tensor]) -> Tensor:
     """A stack of members; a view of a single one."""
     return members[0].unsqueeze(0) if len(members) == 1 else torch.stack(list(members))

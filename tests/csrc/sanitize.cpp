@@ -14,6 +14,7 @@
 #include "cpu/conv.h"
 #include "cpu/elementwise.h"
 #include "cpu/layer_norm.h"
+#include "cpu/max_pool.h"
 #include "cpu/mlp.h"
 #include "cpu/norm.h"
 
@@ -350,18 +351,41 @@ void run_all(const RowNormKernels<T>& kernels) {
             }
 }
 
+// Maxima over windows that are tiles, that overlap, and that leave gaps.
+template <class T>
+void run_all(const MaxPoolKernels<T>& kernels) {
+    const MaxPool forms[] = {{0, 0, {6, 4}, {3, 2}, {2, 2}, {2, 2}, {0, 0}, true, 0},
+                             {0, 0, {5, 7}, {3, 7}, {3, 3}, {2, 1}, {1, 1}, false, 0.2},
+                             {0, 0, {7, 5}, {3, 2}, {1, 2}, {3, 3}, {0, 0}, false, 1}};
+    for (MaxPool pool : forms)
+        for (const int64_t channels : {1, 5, 33})
+            for (const int64_t K : {1, 2}) {
+                pool.planes = 30, pool.channels = channels;
+                const int64_t z_count = pool.planes * pool.image(), y_count = pool.planes * pool.pooled_image();
+                Block<T> z(z_count), y(y_count), xdot(K * z_count), u(K * y_count), ydot(K * y_count);
+                Block<uint8_t> code(y_count);
+                in_parts(pool.planes, [&](int64_t begin, int64_t end) {
+                    kernels.forward(pool, z.get(), y.get(), code.get(), begin, end);
+                    kernels.push(pool, code.get(), xdot.get(), K, ydot.get(), begin, end);
+                    kernels.pull(pool, code.get(), u.get(), K, xdot.get(), begin, end);
+                });
+            }
+}
+
 int main() {
     const Capability capability = cpu_capability();
     run_all(mlp_kernels_baseline<float>());
     run_all(active_kernels_baseline<float>());
     run_all(conv_kernels_baseline<float>());
     run_all(norm_kernels_baseline<float>());
+    run_all(max_pool_kernels_baseline<float>());
     run_all(elementwise_kernels_baseline<float>());
     run_all(row_norm_kernels_baseline<float>());
     run_all(mlp_kernels_baseline<double>());
     run_all(active_kernels_baseline<double>());
     run_all(conv_kernels_baseline<double>());
     run_all(norm_kernels_baseline<double>());
+    run_all(max_pool_kernels_baseline<double>());
     run_all(elementwise_kernels_baseline<double>());
     run_all(row_norm_kernels_baseline<double>());
     if (capability >= Capability::AVX2) {
@@ -369,12 +393,14 @@ int main() {
         run_all(active_kernels_avx2<float>());
         run_all(conv_kernels_avx2<float>());
         run_all(norm_kernels_avx2<float>());
+        run_all(max_pool_kernels_avx2<float>());
         run_all(elementwise_kernels_avx2<float>());
         run_all(row_norm_kernels_avx2<float>());
         run_all(mlp_kernels_avx2<double>());
         run_all(active_kernels_avx2<double>());
         run_all(conv_kernels_avx2<double>());
         run_all(norm_kernels_avx2<double>());
+        run_all(max_pool_kernels_avx2<double>());
         run_all(elementwise_kernels_avx2<double>());
         run_all(row_norm_kernels_avx2<double>());
     }
@@ -383,12 +409,14 @@ int main() {
         run_all(active_kernels_avx512<float>());
         run_all(conv_kernels_avx512<float>());
         run_all(norm_kernels_avx512<float>());
+        run_all(max_pool_kernels_avx512<float>());
         run_all(elementwise_kernels_avx512<float>());
         run_all(row_norm_kernels_avx512<float>());
         run_all(mlp_kernels_avx512<double>());
         run_all(active_kernels_avx512<double>());
         run_all(conv_kernels_avx512<double>());
         run_all(norm_kernels_avx512<double>());
+        run_all(max_pool_kernels_avx512<double>());
         run_all(elementwise_kernels_avx512<double>());
         run_all(row_norm_kernels_avx512<double>());
     }

@@ -73,10 +73,10 @@ def test_passes(operations, name, dtype):
         if kind in KEEPS_RESULT:  # their derivatives are those of the rounded result
             y = y.double()
             slope, bend = (1 - y**2, -2 * y * (1 - y**2)) if kind == 4 else (y * (1 - y), y * (1 - y) * (1 - 2 * y))
-        sloped = operations.activation_slope(kept, u, count, *phi_of)
+        sloped = operations.activation_slope(kept, u, *phi_of)
         close(sloped, slope * u.double())
         overwritten = u.clone()
-        operations.activation_slope_(kept, overwritten, count, *phi_of)
+        operations.activation_slope_(kept, overwritten, *phi_of)
         assert torch.equal(overwritten, sloped)
         overwritten = z.clone()
         assert torch.equal(operations.activate_(overwritten, *phi_of, kind in MASKED), mask)
@@ -104,7 +104,7 @@ def test_threads_do_not_depend_on_one_another(cuda_operations, order):
     for choice in (0, order):
         library()[1](choice)
         y, mask = cuda_operations.activate(z, 2, [0.2, 0.0], True)
-        results.append((y, mask, cuda_operations.activation_slope(mask, v, 1001, 2, [0.2, 0.0])))
+        results.append((y, mask, cuda_operations.activation_slope(mask, v, 2, [0.2, 0.0])))
     assert all(map(torch.equal, *results))
 
 
@@ -117,7 +117,7 @@ def test_wrong_arguments_are_told(cuda_operations):
     with pytest.raises(RuntimeError, match="unknown activation 99"):
         cuda_operations.activate(z, 99, none, False)
     with pytest.raises(RuntimeError, match="kept does not fit"):
-        cuda_operations.activation_slope(z[:2].clone(), z, 24, 4, none)
+        cuda_operations.activation_slope(z[:2].clone(), z[None], 4, none)
     with pytest.raises(RuntimeError, match="xdot must be shaped like u"):
         cuda_operations.activation_meet(z, z[None], torch.cat([z, z]), 4, none, True)
 
