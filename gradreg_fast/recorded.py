@@ -30,6 +30,7 @@ from gradreg_fast.context import (
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import HALVES, kernel_for
+from gradreg_fast.passes import with_passes
 from gradreg_fast.planner import adjoints_are_cotangents
 from gradreg_fast.rules.attention import Attention
 from gradreg_fast.rules.base import Rule, elements, has_numbers, per_sample
@@ -105,7 +106,7 @@ def recorded(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Tenso
             products = 2 * len(x) * sum(tensors[slot].numel() for slot in mlp.weights)
             graph.plans[_cost_key(x)] = products > LEAST_COMPILED
         return mlp.returned(y)
-    y, _ = _Value.apply(with_blocks(graph, x, tensors), wanted_now(tensors), x, *tensors)
+    y, _ = _Value.apply(with_passes(with_blocks(graph, x, tensors), x), wanted_now(tensors), x, *tensors)
     if has_numbers(x):
         graph.plans[_cost_key(x)] = y.grad_fn.saves_time
     return y
