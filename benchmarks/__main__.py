@@ -25,7 +25,7 @@ from .speed import Plan, measure
 FULL = {"rounds": 40, "seconds": 60.0, "visit": 0.02}
 QUICK = {"rounds": 7, "seconds": 3.0, "visit": 0.005}
 MODELS = {"rounds": 15, "seconds": 8.0, "visit": 0.02}
-SLOW_TO_COMPILE = ("inductor", "inductor-autograd")
+SLOW_TO_COMPILE = ("inductor", "inductor-autograd", "gradreg_fast-compiled")
 
 
 def main() -> None:

@@ -41,11 +41,11 @@ def objective(engine: str, penalty: str, model: nn.Module, task: Callable, weigh
     return loss
 
 
-def sgd(lr: float, steps: int) -> Callable:
+def sgd(lr: float, steps: int, weight_decay: float = 0.0) -> Callable:
     """SGD with momentum 0.9 and cosine decay, for `Run`."""
 
     def optimise(parameters):
-        optimizer = torch.optim.SGD(parameters, lr, momentum=0.9)
+        optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=weight_decay)
         return optimizer, CosineAnnealingLR(optimizer, steps)
 
     return optimise
@@ -112,7 +112,7 @@ def lockstep(runs: Sequence[Run], batches: Iterable[Batch], advance: Callable[[]
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, x: Tensor, chunk: int = 1000) -> Tensor:
+def outputs(model: nn.Module, x: Tensor, chunk: int = 100) -> Tensor:
     """What the network says in evaluation mode, a chunk of rows at a time."""
     training = model.training
     model.eval()

@@ -49,6 +49,13 @@ class BatchNorm:
 
 
 @dataclass(frozen=True)
+class Dropout:
+    """Zeroes a share `rate` of its inputs in training."""
+
+    rate: float
+
+
+@dataclass(frozen=True)
 class Flatten:
     """[B, C, H, W] -> [B, C H W]."""
 
@@ -106,6 +113,8 @@ def _module(layer) -> nn.Module:
             return nn.AvgPool2d(size)
         case BatchNorm():
             return nn.LazyBatchNorm2d()
+        case Dropout(rate):
+            return nn.Dropout(rate)
         case Flatten():
             return nn.Flatten()
         case Residual(body, shortcut):

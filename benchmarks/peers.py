@@ -352,6 +352,10 @@ class Jax(Peer):
         loss.block_until_ready()
         return loss, gradients
 
+    def peak_memory(self, device):
+        """On a GPU, PyTorch's allocator knows nothing of JAX's memory."""
+        return None if device.startswith("cuda") else super().peak_memory(device)
+
     def numbers(self):
         """As a PyTorch peer's, after transposing."""
         loss, gradients = self.step()

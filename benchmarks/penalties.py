@@ -170,7 +170,7 @@ def gradreg_fast(name: str, model: Callable, batch: Batch) -> tuple[Tensor, Tens
             return torch.cat(y), value
         case "spectral_projection":
             return penalty(model, batch.x, generator=batch.generator())
-        case "jacobian_frobenius" | "jacobian_softmax":
+        case "jacobian_frobenius" | "jacobian_softmax" if batch.projections:  # Dynamo takes no generator that is new
             return penalty(model, batch.x, projections=batch.projections, generator=batch.generator())
         case _:
             return penalty(model, batch.x)

@@ -80,6 +80,7 @@ def apart(
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     os.environ |= {"OMP_NUM_THREADS": str(plan.threads), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # JAX would take most of a GPU's memory for itself
     process = context.Process(target=_here, args=(function, workload, peers, plan, sender))
     process.start()
     sender.close()

@@ -36,6 +36,27 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
     library.def(
         "conv_pull(Tensor? u, Tensor? second, Tensor? x, Tensor kept, Tensor weight, int[] shape, int[] options, "
         "float[] settings, bool pull, bool bias) -> Tensor[]");
+    // A convolution and the activation behind it on CUDA devices (cuda/conv.h): options and settings as above, without
+    // pooling, channels last; settings may have one number more, whether float32 products may be TF32. state: what the
+    // activation's derivatives take. Sweep 1: returns y and the state, empty if that is y.
+    library.def(
+        "image_forward(Tensor x, Tensor weight, Tensor? bias, int[] options, float[] settings) -> (Tensor, Tensor)");
+    // Sweep 3. u: cotangents of z or, where slopes vanish while they bend (SiLU, GELU, sine), of y. Returns ydot if
+    // `push`, and, if u is given, the second-order term of z's adjoint, sum_k phi'' u zdot, flat.
+    library.def(
+        "image_push(Tensor xdot, Tensor? u, Tensor? state, Tensor weight, int[] options, float[] settings, bool push) "
+        "-> Tensor[]");
+    // Sweeps 2 and 4. u: a stack of cotangents, or one adjoint, of z; the activation of options and settings, the state
+    // and the second-order term are those of what made x, whose height and width `size` has. Returns phi' v + second
+    // for v = W^T * u and, if `above`, v.
+    library.def(
+        "image_pull(Tensor u, Tensor weight, Tensor? state, Tensor? second, int[] size, int[] options, "
+        "float[] settings, bool above) -> Tensor[]");
+    // phi' v + second alone, for a stack of cotangents, or one adjoint, of y.
+    library.def("image_slope(Tensor? v, Tensor state, Tensor? second, int kind, float[] settings) -> Tensor");
+    // The weight's gradient for stacks u, of z, and x: sum_k u^k (x) x^k.
+    library.def(
+        "image_gradient(Tensor u, Tensor x, Tensor weight, int[] options, float[] settings) -> Tensor");
     // ||J||_F^2 of a network of fully connected layers with ReLU between them, from its active units alone. hidden: [B,
     // n] of each hidden layer, after ReLU; weights: W_1, or with `gram` W_1 W_1^T, and W_2, ..., W_L. Returns the norms
     // [B] and, if `keep`, the cotangents for the gradients, in a layout of their own (cpu/active.h).
@@ -46,17 +67,27 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
     library.def(
         "active_sqnorm_gradients(Tensor[] hidden, Tensor[] weights, bool gram, Tensor[] cotangents, Tensor factor, "
         "int[] wanted) -> Tensor[]");
-    // The passes of an activation (cuda/elementwise.h); tensors without gaps, all in the layout of z. kept: what the
+    // The passes of an activation (common/elementwise.h); tensors without gaps, all in the layout of z. kept: what the
     // forward pass returned as mask if there is one, else y if the activation's derivatives take that, else z. Stacks
     // are [K, ...]. Forward: returns y and the mask.
     library.def("activate(Tensor z, int kind, float[] settings, bool masked) -> (Tensor, Tensor)");
-    // phi' v; count: of z.
-    library.def("activation_slope(Tensor kept, Tensor v, int count, int kind, float[] settings) -> Tensor");
+    // In the memory of z; returns the mask.
+    library.def("activate_(Tensor(a!) z, int kind, float[] settings, bool masked) -> Tensor");
+    // phi' v for a stack, and the same in the memory of v.
+    library.def("activation_slope(Tensor kept, Tensor v, int kind, float[] settings) -> Tensor");
+    library.def("activation_slope_(Tensor kept, Tensor(a!) v, int kind, float[] settings) -> ()");
     // sum_k u^k xdot^k and, if wanted, phi' xdot.
     library.def(
         "activation_meet(Tensor kept, Tensor u, Tensor xdot, int kind, float[] settings, bool push) -> Tensor[]");
     // phi' d + phi'' w or, if `below`, phi' d + (phi'' / phi') w.
     library.def("activation_bend(Tensor kept, Tensor? d, Tensor w, int kind, float[] settings, bool below) -> Tensor");
+    // y = phi(max z) over windows of images [.., H, W] with a piecewise linear phi (common/max_pool.h). options: pairs of
+    // the windows' height and width, of their steps and of their margins, and of z's; whether the images lie channels
+    // last, without gaps, instead of as they are. Returns y and what the sweeps need, both in this layout.
+    library.def("max_pool(Tensor z, int[] options, int kind, float[] settings) -> (Tensor, Tensor)");
+    // phi' xdot of the winners, and its transpose, for stacks [K, ...].
+    library.def("max_pool_push(Tensor code, Tensor xdot, int[] options, int kind, float[] settings) -> Tensor");
+    library.def("max_pool_pull(Tensor code, Tensor u, int[] options, int kind, float[] settings) -> Tensor");
     // Normalisations with statistics of channels (cpu/norm.h, cuda/norm.h) at x [B, C, ...], which lies as it is or
     // channels last, as do all others. mean and inverse: [C] of the batch, or [B, groups] of each sample; weight: [C];
     // all in float32 where x is in less. For a stack v [K, B, C, ...] returns J v if `push`, else J^T v plus `second`

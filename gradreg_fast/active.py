@@ -45,6 +45,20 @@ def preferred(linearization: Linearization, plan: Plan) -> Plan:
     return replace(plan, bottom=first, top=graph.seed, active=True)
 
 
+# On CUDA devices there are no such kernels, by count. A sample's gathered rows serve its own K cotangents alone: with a
+# share a of n units above and m below, s a n m bytes come from the second-level cache (5.5 TB/s on an H100) for its 2 K
+# a^2 n m operations, where the dense product takes 2 K n m at R operations a second, with W shared by all samples. In
+# units of the dense product's time that is s a R / (11e12 K), and a^2 times what our rate is below R. For a = 1/2:
+#
+#                                                     K = 10   K = 100
+#   float32, 40 TFLOP/s either way      7 / K + 0.25    0.98      0.32
+#   TF32, the library's 330, our 150   60 / K + 0.55    6.6       1.15
+#   bfloat16, 650 and 300              59 / K + 0.54    6.4       1.13
+#
+# The weights' gradient stays dense: a scattered one adds 8 a n m bytes a sample. So tensor cores win wherever they may
+# serve, and exact float32 would gain (1 + 1 + 1) / (0.32 + 0.32 + 1) = 1.8 at K = 100, nothing at 10.
+
+
 def is_relu_network(linearization: Linearization) -> bool:
     """Whether these are fully connected layers, two hidden ones at least, with ReLU between them, on a CPU."""
     mlp = mlp_of(linearization.graph)

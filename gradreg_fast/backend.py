@@ -230,8 +230,6 @@ def register_fakes(module: ModuleType) -> None:
             z.append((image[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1)
             y.append((z[-1] + 2 * margin[i] - window[i]) // step[i] + 1 if pooling else z[-1])
         maxima = pooling in (1, 2)
-        if like.device.type == "cuda":
-            return y, math.prod(y), 0
         lanes = module.lanes(like.element_size())
         slopes = math.prod(y[1:] if maxima else z) if options[13] else 0
         winners = math.prod(y[1:]) if maxima else 0
@@ -240,25 +238,24 @@ def register_fakes(module: ModuleType) -> None:
 
     def images(like, shape, options):
         """Images [.., C, H, W] in the layout of the results."""
-        if not options[14]:
-            return like.new_empty(shape)
+        return laid_out(like, shape, options[14])
+
+    def laid_out(like, shape, channels_last, **dtype):
+        if not channels_last:
+            return like.new_empty(shape, **dtype)
         *before, C, H, W = shape
-        return like.new_empty(*before, H, W, C).movedim(-1, -3)
+        return like.new_empty((*before, H, W, C), **dtype).movedim(-1, -3)
 
     @ops.register_fake("gradreg_fast::conv_forward")
     def conv_forward(x, weight, bias, options, settings):
         y, _, kept = block_sizes(x, x.shape, weight, options)
-        if x.device.type == "cuda":
-            apart = options[13] not in ((0, 1, 4, 5) if settings[0] < 0 else (0, 1, 2, 4, 5))
-            return images(x, y, options), images(x, y, options) if apart else x.new_empty(0)
         return images(x, y, options), x.new_empty(kept)
 
     @ops.register_fake("gradreg_fast::conv_push")
     def conv_push(xdot, u, kept, weight, options, settings, push, curvature, gradient):
         y, slopes, _ = block_sizes(xdot, xdot.shape[1:], weight, options)
         results = [images(xdot, (len(xdot), *y), options)] if push else []
-        wide = torch.promote_types(xdot.dtype, torch.float32)
-        results += [xdot.new_empty(slopes, dtype=wide)] if curvature else []
+        results += [xdot.new_empty(slopes)] if curvature else []
         return results + ([xdot.new_empty(weight.shape)] if gradient else [])
 
     @ops.register_fake("gradreg_fast::conv_pull")
@@ -267,6 +264,39 @@ def register_fakes(module: ModuleType) -> None:
         results = [images(weight, (stack, *shape), options)] if pull else []
         results += [weight.new_empty(weight.shape)] if x is not None else []
         return results + ([weight.new_empty(weight.shape[:1])] if bias else [])
+
+    def summed(like, weight, options, *before):
+        """New images [*before, outputs, h, w] from images [.., H, W]."""
+        stride, padding, dilation = (options[i : i + 2] for i in (0, 2, 4))
+        sizes = zip(like.shape[-2:], padding, dilation, weight.shape[2:], stride, strict=True)
+        z = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in sizes]
+        return images(like, (*before, len(weight), *z), options)
+
+    @ops.register_fake("gradreg_fast::image_forward")
+    def image_forward(x, weight, bias, options, settings):
+        y = summed(x, weight, options, len(x))
+        apart = options[13] not in ((0, 1, 4, 5) if settings[0] < 0 else (0, 1, 2, 4, 5))
+        return y, torch.empty_like(y) if apart else x.new_empty(0)
+
+    @ops.register_fake("gradreg_fast::image_push")
+    def image_push(xdot, u, state, weight, options, settings, push):
+        ydot = summed(xdot, weight, options, *xdot.shape[:2])
+        wide = torch.promote_types(xdot.dtype, torch.float32)
+        second = [] if u is None else [xdot.new_empty(math.prod(ydot.shape[1:]), dtype=wide)]
+        return ([ydot] if push else []) + second
+
+    @ops.register_fake("gradreg_fast::image_pull")
+    def image_pull(u, weight, state, second, size, options, settings, above):
+        return [images(u, (*u.shape[:2], weight.shape[1], *size), options) for _ in range(1 + above)]
+
+    @ops.register_fake("gradreg_fast::image_slope")
+    def image_slope(v, state, second, kind, settings):
+        B, C, H, W = state.shape
+        return state.new_empty(1 if v is None else len(v), B, H, W, C).movedim(-1, -3)
+
+    @ops.register_fake("gradreg_fast::image_gradient")
+    def image_gradient(u, x, weight, options, settings):
+        return x.new_empty(weight.shape)
 
     @ops.register_fake("gradreg_fast::active_sqnorm")
     def active_sqnorm(hidden, weights, gram, keep):
@@ -283,9 +313,17 @@ def register_fakes(module: ModuleType) -> None:
     def activate(z, kind, settings, masked):
         return torch.empty_like(z), z.new_empty(-(-z.numel() * z.element_size() // 16) * masked, dtype=torch.uint8)
 
+    @ops.register_fake("gradreg_fast::activate_")
+    def activate_in_place(z, kind, settings, masked):
+        return activate(z, kind, settings, masked)[1]
+
     @ops.register_fake("gradreg_fast::activation_slope")
-    def activation_slope(kept, v, count, kind, settings):
+    def activation_slope(kept, v, kind, settings):
         return torch.empty_like(v)
+
+    @ops.register_fake("gradreg_fast::activation_slope_")
+    def activation_slope_in_place(kept, v, kind, settings):
+        return None
 
     @ops.register_fake("gradreg_fast::activation_meet")
     def activation_meet(kept, u, xdot, kind, settings, push):
@@ -294,6 +332,24 @@ def register_fakes(module: ModuleType) -> None:
     @ops.register_fake("gradreg_fast::activation_bend")
     def activation_bend(kept, d, w, kind, settings, below):
         return torch.empty_like(w)
+
+    def pooled(like, shape, options, **dtype):
+        """Maxima over windows, with all but the last two sizes given."""
+        pairs = (options[i : i + 2] for i in (0, 2, 4, 6))
+        sizes = ((size + 2 * margin - window) // step + 1 for window, step, margin, size in zip(*pairs, strict=True))
+        return laid_out(like, (*shape, *sizes), options[8], **dtype)
+
+    @ops.register_fake("gradreg_fast::max_pool")
+    def max_pool(z, options, kind, settings):
+        return pooled(z, z.shape[:-2], options), pooled(z, z.shape[:-2], options, dtype=torch.uint8)
+
+    @ops.register_fake("gradreg_fast::max_pool_push")
+    def max_pool_push(code, xdot, options, kind, settings):
+        return pooled(xdot, xdot.shape[:-2], options)
+
+    @ops.register_fake("gradreg_fast::max_pool_pull")
+    def max_pool_pull(code, u, options, kind, settings):
+        return laid_out(u, (*u.shape[:-2], *options[6:8]), options[8])
 
     @ops.register_fake("gradreg_fast::norm_project")
     def norm_project(v, x, mean, inverse, weight, second, push, gradients):

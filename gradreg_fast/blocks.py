@@ -1,8 +1,8 @@
 """Convolutions and what follows them as nodes for compiled kernels, where those are faster.
 
 A block stands for a convolution, the activation behind it and, on the CPU, the pooling behind that, as far as they are
-there. It is a node like any other, and no sweep knows of it. The graph without blocks is its reference in PyTorch
-lines.
+there; on CUDA devices, for a row of convolutions with their activations. It is a node like any other, and no sweep
+knows of it. The graph without blocks is its reference in PyTorch lines.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from gradreg_fast import measured
 from gradreg_fast.backend import KERNELS, available, current, insists, require
+from gradreg_fast.fuse import read_by
 from gradreg_fast.graph import Graph, Node, PlainValue
 from gradreg_fast.mlp import STRAIGHT, kind_of
 from gradreg_fast.rules.activation import Activation
 from gradreg_fast.rules.base import is_plain
 from gradreg_fast.rules.conv import Conv
 from gradreg_fast.rules.conv_block import AVERAGE, MAX, MAX_FIRST, NONE, ConvBlock
-from gradreg_fast.rules.conv_products import ConvProducts
+from gradreg_fast.rules.conv_products import ConvProducts, Layer
 from gradreg_fast.rules.merge import Add, Affine, Dropout
 from gradreg_fast.rules.norm import BatchNormEval, BatchNormTrain
 from gradreg_fast.rules.pool import AveragePool, MaxPool, Windows
@@ -40,11 +42,6 @@ MOST_SUMS = 8192
 # - Sums of a row, which are computed side by side, at least this: fewer wait for each other.
 LEAST_IN_A_ROW = 8
 
-# On CUDA devices, up to how many channels the kernels take a convolution by themselves, by capability and dtype. By
-# bytes and operations (csrc/cuda/conv.cuh) they can only be ahead of cuDNN where that is far from its best: nowhere,
-# until a GPU has measured it.
-CHANNELS_ON_CUDA: dict[tuple[int, int], dict[torch.dtype, int]] = {}
-
 DTYPES = {
     "cpp": (torch.float32, torch.float64),
     "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -59,10 +56,12 @@ class Run:
 
     Attributes:
         nodes: their numbers: a convolution, then what alone reads the node before.
-        block: makes the rule, given whether images are to be channels last.
+        layer: the convolution and its activation.
+        block: makes the CPU's rule, given whether images are to be channels last.
     """
 
     nodes: tuple[int, ...]
+    layer: Layer
     block: Callable[[bool], ConvBlock]
 
 
@@ -112,16 +111,33 @@ def _rewritten(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None], always
         return graph
     # PyTorch's convolutions are channels last; layouts side by side cost more than either
     others = kernels == "cuda" or sum(isinstance(node.rule, Conv) for node in nodes if node) > len(chosen)
-    for run in chosen:
-        first = nodes[run.nodes[0]]
-        for i in run.nodes:
-            nodes[i] = Node(nodes[i].name, PlainValue(_nothing), ())
-        nodes[run.nodes[-1]] = replace(first, rule=run.block(others))
-    return replace(graph, nodes=tuple(nodes), plans={}, _with_head={}, _needs={})
+    for runs in _chains(graph, chosen) if kernels == "cuda" else [[run] for run in chosen]:
+        first, slots = nodes[runs[0].nodes[0]], [slot for run in runs for slot in nodes[run.nodes[0]].slots]
+        rule = ConvProducts([run.layer for run in runs]) if kernels == "cuda" else runs[0].block(others)
+        for i in (i for run in runs for i in run.nodes):
+            nodes[i] = nothing(nodes[i])
+        nodes[runs[-1].nodes[-1]] = replace(first, rule=rule, slots=tuple(slots))
+    return graph.rewritten(nodes)
 
 
-def _nothing() -> None:
-    """The value of a node that became part of a block."""
+def _chains(graph: Graph, runs: list[Run]) -> list[list[Run]]:
+    """Runs that follow each other, with nothing else that reads the values between them."""
+    chains: list[list[Run]] = []
+    ends: dict[int, list[Run]] = {}  # chains by the value that they make
+    for run in runs:
+        (value,) = graph.nodes[run.nodes[0]].inputs
+        alone = value != graph.seed and read_by(graph, value, run.nodes[0])
+        chain = ends.pop(value, None) if alone else None
+        if chain is None:
+            chains.append(chain := [])
+        chain.append(run)
+        ends[run.nodes[-1]] = chain
+    return chains
+
+
+def nothing(node: Node) -> Node:
+    """What stands where a node was that became part of another."""
+    return Node(node.name, PlainValue(lambda: None), ())
 
 
 def is_faster(weight: Tensor, images: Shape, sums: Shape, pools: bool) -> bool:
@@ -144,7 +160,7 @@ def is_faster(weight: Tensor, images: Shape, sums: Shape, pools: bool) -> bool:
 
 def _measured(x: Tensor) -> int:
     """Up to how many channels CUDA kernels are ahead."""
-    return CHANNELS_ON_CUDA.get(torch.cuda.get_device_capability(x.device), {}).get(x.dtype, 0)
+    return measured.CHANNELS.get(torch.cuda.get_device_capability(x.device), {}).get(x.dtype, 0)
 
 
 def runs_of(graph: Graph, kernels: str = "cpp") -> list[Run]:
@@ -184,9 +200,8 @@ def _run(graph: Graph, start: int, kernels: str) -> Run | None:
             break
         nodes.append(readers[0])
     kind, settings = (0, (0.0, 0.0)) if activation is None else kind_of(activation)
-    make = ConvProducts if kernels == "cuda" else ConvBlock
-    block = partial(make, conv, kind, settings, kind in STRAIGHT, pooling, windows)
-    return Run(tuple(nodes), block)
+    block = partial(ConvBlock, conv, kind, settings, kind in STRAIGHT, pooling, windows)
+    return Run(tuple(nodes), Layer(conv, kind, settings), block)
 
 
 def shapes_of(graph: Graph, x: Shape, tensors: Sequence[Tensor | None]) -> list[Shape | None]:
@@ -204,10 +219,7 @@ def _image_shape(node: Node, x: Shape, tensors: Sequence[Tensor | None]) -> Shap
     if isinstance(rule, (Activation, Add, Affine, Dropout, BatchNormEval, BatchNormTrain)):
         return x
     if type(rule) is Conv and len(x) == 4:
-        outputs, _, *kernel = tensors[node.slots[0]].shape
-        spans = [step * (size - 1) + 1 for step, size in zip(rule.dilation, kernel, strict=True)]
-        windows = Windows(tuple(spans), tuple(rule.stride), tuple(rule.padding))
-        return (x[0], outputs, *windows.counts(x[2:]))
+        return tuple(rule.output_shape(x, tensors[node.slots[0]]))
     if isinstance(rule, (MaxPool, AveragePool)) and rule.shape is not None and len(x) == 4:
         return (*x[:2], *rule.shape.counts(x[2:]))
     return None

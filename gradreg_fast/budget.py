@@ -23,9 +23,11 @@ class Lazy(nn.Module):
 
     Args:
         every: number of steps; 1 or more.
+        place: where to begin, in steps behind one with a penalty.
 
     Raises:
         ValueError: if `every` is not a positive integer.
+        RuntimeError: by `due` in a backward pass, where `torch.utils.checkpoint` repeats a step that was counted.
 
     >>> schedule = Lazy(3)
     >>> [schedule.due() for _ in range(5)]
@@ -48,6 +50,11 @@ class Lazy(nn.Module):
 
     def due(self) -> bool:
         """Whether this step computes the penalty; the next question is for the next step."""
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "a penalty with every= must not be inside torch.utils.checkpoint, whose second call its schedule would "
+                "count as another step: give the penalty save='recompute', or checkpoint the network's own layers"
+            )
         due = self.now.due
         self.now = self.now.next
         return due

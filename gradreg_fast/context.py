@@ -21,8 +21,8 @@ TWICE = (
 TRANSFORMED = (
     "gradreg_fast: torch.func's grad, vmap, jvp and their like, and forward-mode differentiation, cannot follow a "
     "closed form; use torch.autograd.grad or backward, also with functional_call(WithPenalty(model, penalty), "
-    "parameters, (x,)): for an ensemble member by member, for a directional derivative as the gradient's product with "
-    "the direction"
+    "parameters, (x,)), which vmap may map over stacked parameters; for a directional derivative, the gradient's "
+    "product with the direction"
 )
 
 

@@ -83,23 +83,36 @@ def ones_seed(linearization: Linearization, value: int) -> Tensor:
 def _stack(linearization, plan, seeds, keep):
     below = bottom_metric(linearization, plan)
     norms, chunks = 0, []
-    for chunk in seeds.split(chunk_size(linearization, plan.bottom) or len(seeds)):
-        u, kept = linearization.pull({plan.cut: chunk}, plan.bottom, keep=keep)
+    for chunk in seeds.split(plan.chunk or chunk_size(linearization, plan.bottom) or len(seeds)):
+        u, kept = linearization.pull({plan.cut: chunk}, plan.bottom, keep=None if plan.chunk else keep)
         measured = below(u)
         norms = norms + dot_samples(u, measured)
         if keep is not None:
-            chunks.append((kept, u, measured))
-    return norms.clamp_min(0), (chunks,)
+            chunks.append(chunk if plan.chunk else (kept, u, measured))
+    return norms.clamp_min(0), (chunks, keep)
 
 
 def _stack_gradients(linearization, plan, state, weights, terms, scale, final):
-    (chunks,) = state
     factor = 2 * weights
+    pushed = _pushed(linearization, plan, state, factor, terms, scale, final)
     if plan.bottom:
-        pairs = ((scale_samples(u, factor), u) for _, u, _ in chunks)
+        pairs = ((scale_samples(u, factor), u) for u in pushed)
         add_gram_gradient(linearization, plan.bottom, terms, pairs, transposed=False)
+    for _ in pushed:  # all of them, where nobody wants the Gram matrix's gradient
+        pass
+
+
+def _pushed(linearization, plan, state, factor, terms, scale, final):
+    """Yields each chunk of cotangents of `plan.bottom`, and then pushes it."""
+    chunks, keep = state
+    below = bottom_metric(linearization, plan) if plan.chunk else None
     while chunks:
-        kept, _, measured = chunks.pop()
+        if plan.chunk:
+            u, kept = linearization.pull({plan.cut: chunks.pop()}, plan.bottom, keep=keep)
+            measured = below(u)
+        else:
+            kept, u, measured = chunks.pop()
+        yield u
         seeds = {plan.bottom: scale_samples(measured, factor)}
         last = final and not chunks
         linearization.push(seeds, cotangents=kept, terms=terms, scale=scale, final=last)

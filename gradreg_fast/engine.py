@@ -128,22 +128,26 @@ class Linearization:
         Returns:
             The cotangent of `bottom` and what was kept, by node.
         """
-        cotangents, kept, pieces = dict(seeds), {}, set()
+        cotangents, kept, pieces, fresh = dict(seeds), {}, set(), set()
         for i in range(max(seeds), bottom, -1):
             node, u = self.graph.nodes[i], cotangents.pop(i, None)
             if u is None or not self.graph.dependent[i]:
                 continue
             rule, parameters = node.rule, self.parameters[i]
+            keeps, meets = keep is not None and keep[i], tangents is not None and i in tangents
+            if i in fresh and not keeps and not meets:
+                rule = rule.overwriting
             added = rule.makes_pieces and node.inputs[0] in pieces
             if added and rule.pull_into(self.saved[i], u, cotangents[node.inputs[0]]):
                 continue
-            pulled = rule.pull(self.saved[i], parameters, u)
-            meeting = pulled if rule.meets_below else u
-            if keep is not None and keep[i]:
+            pulled, meeting = rule.pull_keeping(self.saved[i], parameters, u)
+            if keeps:
                 kept[i] = meeting
-            if tangents is not None and i in tangents and terms.needs.meeting[i]:
+            if meets and terms.needs.meeting[i]:
                 terms.add_second(i, rule.curvature(self.saved[i], parameters, meeting, tangents[i], terms.of(node)))
             for j, cotangent in zip(node.inputs, pulled, strict=True):
+                is_fresh = j in cotangents or (rule.fresh and not (keeps and rule.meets_below))
+                (fresh.add if is_fresh else fresh.discard)(j)
                 cotangents[j] = cotangents[j] + cotangent if j in cotangents else cotangent
                 (pieces.add if rule.makes_pieces else pieces.discard)(j)
         return cotangents.get(bottom), kept
@@ -173,7 +177,7 @@ class Linearization:
         Returns:
             The tangent of `top` and what was kept, by node.
         """
-        tangents, kept, dependent = dict(seeds), {}, self.graph.dependent
+        tangents, kept, dependent, fresh = dict(seeds), {}, self.graph.dependent, set()
         last_meeting = max((i for i in cotangents or () if terms.needs.meeting[i]), default=0)
         for i in range(min(seeds) + 1, (last_meeting if top is None else top) + 1):
             node = self.graph.nodes[i]
@@ -184,19 +188,23 @@ class Linearization:
             xdots = tuple(tangents[j] if j in tangents else self.zeros(j, members) for j in node.inputs)
             if keep is not None and keep[i]:
                 kept[i] = xdots
+                fresh.difference_update(node.inputs)
             further = top is not None or i < last_meeting
             meeting = cotangents is not None and i in cotangents and terms.needs.meeting[i]
-            if meeting and scale is None:
-                u = cotangents.pop(i)
-                second, tangent = rule.meet(self.saved[i], parameters, u, xdots, terms.of(node), further)
+            given = self.saved[i], parameters
+            if not meeting:
+                if all(j in fresh and j in self.graph.released[i] for j in node.inputs):
+                    rule = rule.overwriting
+                tangent = rule.push(*given, xdots) if further else None
+            elif scale is None:
+                second, tangent = rule.meet(*given, cotangents.pop(i), xdots, terms.of(node), further)
                 terms.add_second(i, second)
             else:
-                if meeting:
-                    u = cotangents.pop(i)
-                    rule.proportional(self.saved[i], parameters, u, xdots, scale, terms.of(node))
-                tangent = rule.push(self.saved[i], parameters, xdots) if further else None
+                tangent = rule.meet_proportional(*given, cotangents.pop(i), xdots, scale, terms.of(node), further)
             if further:
                 tangents[i] = tangent
+                if rule.fresh:
+                    fresh.add(i)
             if final:
                 self.saved[i] = None
             for j in self.graph.released[i]:
@@ -214,7 +222,7 @@ class Linearization:
             The input's adjoint, or None where it is zero or nobody asked.
         """
         needed = terms.needs.adjoint
-        adjoints, pieces = dict(adjoints), set()
+        adjoints, pieces, fresh = dict(adjoints), set(), set()
         for i in range(len(self.graph.nodes) - 1, 0, -1):
             node, d, second = self.graph.nodes[i], adjoints.pop(i, None), terms.second[i]
             terms.second[i] = None
@@ -225,10 +233,12 @@ class Linearization:
                 total = adjoints[node.inputs[0]].unsqueeze(0)
                 if node.rule.pull_into(self.saved[i], d.unsqueeze(0), total):
                     continue
-            below = node.rule.descend(self.saved[i], self.parameters[i], d, second, terms.of(node), further)
+            rule = node.rule.overwriting if i in fresh else node.rule
+            below = rule.descend(self.saved[i], self.parameters[i], d, second, terms.of(node), further)
             self.saved[i] = None
             for j, adjoint in zip(node.inputs, below, strict=True) if further else ():
                 if adjoint is not None and needed[j]:
+                    (fresh.add if j in adjoints or rule.fresh else fresh.discard)(j)
                     adjoints[j] = adjoints[j] + adjoint if j in adjoints else adjoint
                     (pieces.add if node.rule.makes_pieces else pieces.discard)(j)
         return adjoints.get(0)

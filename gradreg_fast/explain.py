@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from gradreg_fast import active, functional, planner
 from gradreg_fast.autocast import with_casts, without_autocast
-from gradreg_fast.blocks import with_blocks
 from gradreg_fast.convert import graph_of, original_of
 from gradreg_fast.engine import Linearization, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import kernel_for
+from gradreg_fast.passes import with_kernels
 from gradreg_fast.rules.cast import uncast
 from gradreg_fast.rules.conv_block import ConvBlock
+from gradreg_fast.rules.conv_products import ConvProducts
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.signature import NONE, bind_call
 from gradreg_fast.verify import everything_restored
@@ -150,7 +151,7 @@ def explain(
         tensors = graph.tensors(joint, bound.given)
         network = kernel_for(graph, joint, tensors)
         compiled = network is not None and (penalty not in WHOLE_JACOBIAN or network.outputs(tensors) == 1)
-        graph = graph if compiled else with_blocks(graph, joint, tensors)
+        graph = graph if compiled else with_kernels(graph, joint, tensors)
         _, linearization = without_autocast(linearize)(graph, joint, tensors)
     rows = tuple(_row(linearization, i, compiled) for i, node in enumerate(graph.nodes) if node and node.inputs)
     savings, units, autograd_units = _estimate(linearization, penalty, compiled)
@@ -160,7 +161,7 @@ def explain(
 
 def _row(linearization: Linearization, i: int, compiled: bool) -> Row:
     node = linearization.graph.nodes[i]
-    opaque, kernel = isinstance(node.rule, Opaque), compiled or isinstance(node.rule, ConvBlock)
+    opaque, kernel = isinstance(node.rule, Opaque), compiled or uncast(node.rule).compiled
     parameters = linearization.parameters[i]
     return Row(
         node.name,
@@ -180,9 +181,12 @@ def _estimate(linearization: Linearization, penalty: str, compiled: bool) -> tup
         return [f"none: autograd runs the model ({graph.whole.reason}), its submodules are converted one by one"], 0, 0
     if compiled:
         savings.append("the whole network is two compiled operations a step; its activations stay in the cache")
-    blocks = sum(isinstance(node.rule, ConvBlock) for node in graph.nodes if node)
+    blocks = sum(isinstance(node.rule, (ConvBlock, ConvProducts)) for node in graph.nodes if node)
     if blocks:
         savings.append(f"{blocks} convolution blocks (with activation and pooling) are compiled operations")
+    passes = sum(uncast(node.rule).compiled for node in graph.nodes if node) - blocks
+    if passes:
+        savings.append(f"{passes} normalisations and activations are compiled operations, one pass over memory a sweep")
     outputs = planner.width(linearization, graph.seed)
     units, autograd_units = 6.0, 6.0
     if penalty in WHOLE_JACOBIAN and outputs > 1:

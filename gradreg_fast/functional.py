@@ -5,9 +5,13 @@ The penalty is the plain quantity of each sample, with no hidden weight or half,
 ``"mean"``, ``"sum"`` or ``"none"`` (shape ``[B]``). Where a sample has one output, it may be ``[B]`` or ``[B, 1]``.
 With the further argument ``save="recompute"`` those that are differentiated in closed form keep nothing for the
 backward pass and compute it again there (see `gradreg_fast.recompute`); with ``chunk_size=n`` also n samples at a time
-(see `gradreg_fast.chunks`). Models with several inputs, keyword arguments
-or several results: with ``model_args``, ``model_kwargs``, ``output`` and a tuple or dictionary for x (see
-`gradreg_fast.signature.callable_with`); of the results `output` selects the y that is returned.
+(see `gradreg_fast.chunks`). Models with several inputs, keyword arguments or several results: with ``model_args``,
+``model_kwargs``, ``output`` and a tuple or dictionary for x (see `gradreg_fast.signature.callable_with`); of the
+results `output` selects the y that is returned.
+
+Tensors have the model's device and a floating-point dtype that it takes. The penalty has y's dtype, or float32 where
+that is narrower. What raises leaves parameters, gradients, buffers and random states as they were.
+
 With ``J = dy/dx`` of one sample and ``g = J^T 1``:
 
     >>> import torch, gradreg_fast
@@ -82,7 +86,7 @@ def double_backprop(
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
 
     Raises:
         TypeError: if the target or the loss is not what it must be.
@@ -118,6 +122,7 @@ def jacobian_frobenius(
     projections: int | None = None,
     generator: torch.Generator | None = None,
     reduction: str = "mean",
+    cotangent_chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Squared Frobenius norm of the outputs' Jacobian: ``||J||_F^2``.
 
@@ -129,9 +134,15 @@ def jacobian_frobenius(
         projections: number of random projections of an unbiased estimate; None for the exact norm.
         generator: for the projections.
         reduction: over the batch.
+        cotangent_chunk_size: how many outputs (or projections) there are at a time; see `gradreg_fast.jacobian_sqnorm`.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if there is no such reduction, `projections` or `cotangent_chunk_size` is not a positive
+            integer.
 
     >>> network, x = nn.Linear(3, 2), torch.randn(8, 3)
     >>> y, penalty = jacobian_frobenius(network, x)
@@ -139,7 +150,7 @@ def jacobian_frobenius(
     >>> y, estimate = jacobian_frobenius(network, x, projections=1)
     """
     check_reduction(reduction)
-    y, norms = ops.jacobian_sqnorm(model, x, projections, generator)
+    y, norms = ops.jacobian_sqnorm(model, x, projections, generator, cotangent_chunk_size)
     return y, reduced(norms, reduction)
 
 
@@ -147,23 +158,30 @@ def jacobian_frobenius(
 @chunkable
 @recomputable
 @callable_with()
-def contractive(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Tensor]:
+def contractive(
+    model: nn.Module, x: Tensor, reduction: str = "mean", cotangent_chunk_size: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Squared Frobenius norm of an encoder's Jacobian, ``||dh/dx||_F^2``: Rifai et al. 2011, equation 1.
 
     Args:
         model: the encoder; returns the code h ``[B, ...]``.
         x: input ``[B, ...]``.
         reduction: over the batch.
+        cotangent_chunk_size: how many units of the code there are at a time; see `gradreg_fast.jacobian_sqnorm`.
 
     Returns:
-        h, and the penalty.
+        h, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if there is no such reduction, or `cotangent_chunk_size` is not a positive integer.
 
     >>> encoder, x = nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()), torch.randn(8, 3)
     >>> h, penalty = contractive(encoder, x)
     >>> squares = encoder[0].weight.square().sum(1)  # of each unit's weights  # [2]
     >>> torch.testing.assert_close(penalty, ((h * (1 - h)).square() @ squares).mean())
     """
-    return jacobian_frobenius(model, x, reduction=reduction)
+    return jacobian_frobenius(model, x, reduction=reduction, cotangent_chunk_size=cotangent_chunk_size)
 
 
 @compilable
@@ -176,6 +194,7 @@ def jacobian_softmax(
     projections: int | None = None,
     generator: torch.Generator | None = None,
     reduction: str = "mean",
+    cotangent_chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Squared Frobenius norm of the Jacobian of the probabilities: ``||d softmax(y) / dx||_F^2``.
 
@@ -187,9 +206,15 @@ def jacobian_softmax(
         projections: number of random projections of an unbiased estimate; None for the exact norm.
         generator: for the projections.
         reduction: over the batch.
+        cotangent_chunk_size: how many outputs (or projections) there are at a time; see `gradreg_fast.jacobian_sqnorm`.
 
     Returns:
-        The logits y, and the penalty.
+        The logits y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if there is no such reduction, `projections` or `cotangent_chunk_size` is not a positive
+            integer.
 
     >>> network, x = nn.Linear(3, 4), torch.randn(8, 3)
     >>> y, penalty = jacobian_softmax(network, x)
@@ -198,7 +223,7 @@ def jacobian_softmax(
     """
     check_reduction(reduction)
     graph, tensors = ops.prepare(model, x, _SOFTMAX)
-    y, norms = ops.sqnorm_or_estimate(graph, tensors, x, projections, generator)
+    y, norms = ops.sqnorm_or_estimate(graph, tensors, x, projections, generator, cotangent_chunk_size)
     return y, reduced(norms, reduction)
 
 
@@ -220,7 +245,11 @@ def spectral_projection(
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if there is no such reduction.
 
     >>> network, x = nn.Linear(3, 2), torch.randn(8, 3)
     >>> y, penalty = spectral_projection(network, x)
@@ -253,7 +282,12 @@ def gradient_penalty(
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if the model returns more than one output a sample, there is no such reduction, or the centre is not
+            finite.
 
     >>> critic, real, fake = nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 2)
     >>> _, penalty = gradient_penalty(critic, interpolate(real, fake))
@@ -317,7 +351,12 @@ def dragan(
         reduction: over the batch.
 
     Returns:
-        y at the points, and the penalty.
+        y at the points, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if the model returns more than one output a sample, there is no such reduction, or the centre is not
+            finite.
 
     >>> critic, x = nn.Linear(2, 1), torch.randn(8, 2)
     >>> _, penalty = dragan(critic, x)
@@ -346,7 +385,11 @@ def r1(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if the model returns more than one output a sample, or there is no such reduction.
 
     >>> critic, real = nn.Linear(2, 1), torch.randn(8, 2)
     >>> y, penalty = r1(critic, real)
@@ -372,7 +415,11 @@ def r2(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tensor, Te
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if the model returns more than one output a sample, or there is no such reduction.
 
     >>> critic, fake = nn.Linear(2, 1), torch.randn(8, 2)
     >>> y, penalty = r2(critic, fake)
@@ -399,7 +446,13 @@ def r1_r2(
         reduction: over each batch; ``"none"`` gives both batches' values, ``[B + C]``.
 
     Returns:
-        ``(y of real, y of fake)``, and the penalty: the sum of the two.
+        ``(y of real, y of fake)``, and the penalty: the sum of the two, a scalar, or ``[B + C]``
+        without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if the model returns more than one output a sample, there is no such reduction, or the samples'
+            shapes differ.
 
     >>> critic, real, fake = nn.Linear(2, 1), torch.randn(8, 2), torch.randn(8, 2)
     >>> (y_real, y_fake), penalty = r1_r2(critic, real, fake)
@@ -436,7 +489,11 @@ def eikonal(model: nn.Module, x: Tensor, reduction: str = "mean") -> tuple[Tenso
         reduction: over the points.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if the model returns more than one output a sample, or there is no such reduction.
 
     >>> plane = nn.Linear(2, 1).requires_grad_(False)
     >>> plane.weight[:] = torch.tensor([0.6, 0.8])  # of length 1: its values are distances
@@ -471,7 +528,7 @@ def jacobian_spectral_norm(
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
 
     Raises:
         ValueError: if `iterations` is negative or the vector's shape is not that of y.
@@ -526,7 +583,7 @@ def gradient_matching(
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
 
     Raises:
         ValueError: if the target's shape fits neither.
@@ -565,7 +622,11 @@ def confidence_penalty(model: nn.Module, x: Tensor, reduction: str = "mean") -> 
         reduction: over the batch.
 
     Returns:
-        y, and the penalty.
+        y, and the penalty: a scalar, or ``[B]`` without reduction.
+
+    Raises:
+        TypeError: if the model is not a module that returns one tensor, or x not a real floating-point tensor.
+        ValueError: if there is no such reduction.
 
     >>> undecided = nn.Linear(2, 4).requires_grad_(False)
     >>> undecided.weight[:], undecided.bias[:] = 0, 0

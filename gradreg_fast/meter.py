@@ -50,7 +50,12 @@ class PenaltyMeter:
             self._counts[name] = self._counts.get(name, 0) + value.numel()
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """For each name the mean of all elements since `reset`, the mean of the last step, and the largest element."""
+        """Wait for the figures.
+
+        Returns:
+            For each name the ``"mean"`` of all elements since `reset`, the mean of the ``"last"`` step, and the largest
+            element, ``"max"``.
+        """
         if not self._figures:
             return {}
         rows = torch.stack([figures.double() for figures in self._figures.values()]).tolist()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradreg_fast import planner
+from gradreg_fast import measured, planner
 from gradreg_fast.backend import KERNELS, available, current, insists
 from gradreg_fast.context import closed_form, differentiable, requested
 from gradreg_fast.graph import Graph
@@ -54,13 +54,10 @@ LIBRARY_ROWS = 128  # as in csrc/cpu/mlp.cpp: the rows of a tile, of which each 
 
 GRAM_SAVINGS = 6e7  # operations; fewer do not pay for leaving the kernels
 
-
-# On CUDA devices, the widest network that the kernels take by themselves, by compute capability and dtype, as
-# `python -m benchmarks.gpu.crossover` measures it; elsewhere `WIDEST_BY_COUNT`: up to WIDEST_TOGETHER whole tiles of
-# rows go through two sweeps, beyond that each layer's product has its sweep's epilogue. How far that pays follows from
-# bytes and operations (csrc/cuda/layerwise.cuh): the library multiplies faster, and from some width that is worth more
-# than its passes cost.
-CROSSOVER_ON_CUDA: dict[tuple[int, int], dict[torch.dtype, int]] = {}
+# On CUDA devices, the widest network that kernels take by themselves where nothing was measured (measured.py): whole
+# tiles of rows go through two sweeps up to WIDEST_TOGETHER, beyond that each layer's product has its sweep's epilogue.
+# How far that pays follows from bytes and operations (csrc/cuda/layerwise.cuh): the library multiplies faster, and from
+# some width that is worth more than its passes cost.
 WIDEST_BY_COUNT = {torch.float32: 160, torch.float64: 64, torch.float16: 224, torch.bfloat16: 224}
 MAX_DEPTH_ON_CUDA = 32
 
@@ -381,8 +378,8 @@ def _on_cuda(x: Tensor) -> bool:
 def worthwhile(x: Tensor, matrices: Sequence[Tensor], dtype: torch.dtype) -> bool:
     """Whether the kernels are faster than the PyTorch lines, by the measured tables."""
     if _on_cuda(x):
-        measured = CROSSOVER_ON_CUDA.get(torch.cuda.get_device_capability(x.device), WIDEST_BY_COUNT)
-        return widest(matrices) <= measured[dtype]
+        table = WIDEST_BY_COUNT | measured.WIDTHS.get(torch.cuda.get_device_capability(x.device), {})
+        return widest(matrices) <= table[dtype]
     if widest(matrices) <= CROSSOVER[dtype]:
         return True
     threads = torch.get_num_threads()  # kernels divide rows among them, PyTorch's products anything

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,15 @@ from torch import Tensor, nn
 from gradreg_fast import budget, functional, ops
 from gradreg_fast.rules.activation import Sine as SineRule
 from gradreg_fast.rules.registry import MODULES, Call
+from gradreg_fast.wrappers import gathered
 
 
 class WithPenalty(nn.Module):
     """A model and a penalty on it as one module, so that wrappers (DDP, FSDP2) see one ordinary forward.
 
     Its forward returns ``(y, penalty)``, both of this process's samples; the wrapper goes around this module as a
-    whole, ``DistributedDataParallel(WithPenalty(model, "r1"))`` or ``fully_shard(WithPenalty(model, "r1"))``.
+    whole, ``DistributedDataParallel(WithPenalty(model, "r1"))`` or ``fully_shard(WithPenalty(model, "r1"))``. Layers of
+    the model may be sharded besides; a call gathers all of them until its backward pass ends.
 
     In training mode it may cost less, the same on average (see `gradreg_fast.budget`): `every` computes the penalty at
     one call of that many, multiplied by them, and gives zero at the others; the place in this schedule is part of the
@@ -49,8 +52,20 @@ class WithPenalty(nn.Module):
         self.settings = settings
 
     def forward(self, x: Tensor, *arguments, **keywords) -> tuple[Tensor, Tensor]:
-        """``penalty(model, x, *arguments, **settings, **keywords)``."""
-        keywords = {**self.settings, **keywords}
+        """``penalty(model, x, *arguments, **settings, **keywords)``.
+
+        Args:
+            x: input ``[B, ...]``, or several; as for the penalty.
+            *arguments: the penalty's, behind x.
+            **keywords: likewise by name, ahead of the settings.
+
+        Returns:
+            y, and the penalty's value; zero at calls that the schedule passes over.
+        """
+        with nullcontext() if torch.compiler.is_compiling() else gathered(self):
+            return self._penalised(x, *arguments, **{**self.settings, **keywords})
+
+    def _penalised(self, x: Tensor, *arguments, **keywords) -> tuple[Tensor, Tensor]:
         if not self.training:
             return self.penalty(self.model, x, *arguments, **keywords)
         if self.schedule is not None and not self.schedule.due():
@@ -89,7 +104,14 @@ class JacobianReg(nn.Module):
     def forward(
         self, model: nn.Module, x: Tensor, generator: torch.Generator | None = None, **call
     ) -> tuple[Tensor, Tensor]:
-        """The model's output and the regulariser's value; `call` as for `gradreg_fast.jacobian_sqnorm`."""
+        """The model's output ``[B, ...]`` and the regulariser's value, a scalar.
+
+        Args:
+            model: the network.
+            x: input ``[B, ...]``.
+            generator: for the projections.
+            **call: as for `gradreg_fast.jacobian_sqnorm`.
+        """
         y, norms = ops.jacobian_sqnorm(model, x, None if self.n == -1 else self.n, generator, **call)
         return y, functional.reduced(norms, "mean") / 2
 

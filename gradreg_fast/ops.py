@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from gradreg_fast import active, contraction, planner
 from gradreg_fast.autocast import with_casts, without_autocast
-from gradreg_fast.blocks import with_blocks
 from gradreg_fast.chunks import chunkable
 from gradreg_fast.compiling import compilable
 from gradreg_fast.context import (
@@ -34,7 +33,7 @@ from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import kernel_for
-from gradreg_fast.passes import with_passes
+from gradreg_fast.passes import with_kernels
 from gradreg_fast.recompute import recomputable
 from gradreg_fast.rules.base import Rule, at_least_single, elements, per_sample
 from gradreg_fast.rules.opaque import Record, recording
@@ -62,10 +61,11 @@ def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) 
         cotangent: shaped like y; ones by default.
 
     Returns:
-        y, shaped as the model returns it, and g, shaped like x.
+        y, shaped as the model returns it, and g, shaped like x and of its dtype.
 
     Raises:
-        TypeError: if x or the cotangent is not a real floating-point tensor.
+        TypeError: if the model is no module or does not return one tensor, or x or the cotangent is not a real
+            floating-point tensor.
         ValueError: if their shapes, dtypes or devices do not fit.
 
     >>> network, x = nn.Linear(2, 1), torch.randn(8, 2)
@@ -86,7 +86,11 @@ def value_and_vjp(model: nn.Module, x: Tensor, cotangent: Tensor | None = None) 
 @recomputable
 @callable_with()
 def jacobian_sqnorm(
-    model: nn.Module, x: Tensor, projections: int | None = None, generator: torch.Generator | None = None
+    model: nn.Module,
+    x: Tensor,
+    projections: int | None = None,
+    generator: torch.Generator | None = None,
+    cotangent_chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""The model's output and the squared Frobenius norm of each sample's Jacobian, differentiable once more.
 
@@ -100,19 +104,23 @@ def jacobian_sqnorm(
         x: input ``[B, ...]``, floating point.
         projections: how many random projections; None for the exact norm.
         generator: for the projections.
+        cotangent_chunk_size: how many outputs (or projections) there are at a time: memory is that of so many, beside
+            one forward pass, for the same numbers; they are pulled once more in the backward pass, 4 products a layer
+            instead of 3. None for as many as is fast.
 
     Returns:
-        y and the norms ``[B]``.
+        y, and the norms ``[B]`` in y's dtype, or float32 where that is narrower.
 
     Raises:
-        TypeError: if x is not a real floating-point tensor.
-        ValueError: if `projections` is not a positive integer.
+        TypeError: if the model is no module or does not return one tensor, or x is not a real floating-point tensor.
+        ValueError: if `projections` or `cotangent_chunk_size` is not a positive integer, or autograd runs the whole
+            model, which keeps them all.
 
     >>> network, x = nn.Linear(3, 2), torch.randn(8, 3)
     >>> y, norms = jacobian_sqnorm(network, x)
     >>> torch.testing.assert_close(norms, network.weight.square().sum().expand(8))
     """
-    return sqnorm_or_estimate(*prepare(model, x), x, projections, generator)
+    return sqnorm_or_estimate(*prepare(model, x), x, projections, generator, cotangent_chunk_size)
 
 
 def prepare(model: nn.Module, x: Tensor, head: Rule | None = None, *targets: Tensor) -> tuple[Graph, list]:
@@ -148,7 +156,7 @@ def stacked_vjp(graph: Graph, tensors: list, x: Tensor, cotangent: Cotangent) ->
     mlp = kernel_for(graph, x, tensors)
     if mlp is not None and (cotangent is None or (given is not None and mlp.takes(given, x, tensors))):
         return mlp.value_and_vjp(x, given, tensors)
-    graph = with_passes(with_blocks(graph, x, tensors), x)
+    graph = with_kernels(graph, x, tensors)
     wanted = wanted_now(tensors)
     if not (any(wanted) or differentiable(x) or (given is not None and differentiable(given))):
         return _plain_vjp(graph, tensors, x, cotangent)
@@ -161,17 +169,21 @@ def sqnorm(
     x: Tensor,
     cotangents: Callable[[Linearization], Tensor] | None = None,
     one_output: bool = False,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y and ``sum_k ||J^T c^k||^2`` of constant cotangents, by default of all units (``||J||_F^2``): ``[B]``.
 
-    With `one_output`, a seed with more than one element a sample is an error.
+    With `one_output`, a seed with more than one element a sample is an error; with `chunk`, there are so many
+    cotangents at a time.
     """
     if graph.whole:
+        if chunk is not None:
+            raise ValueError(f"cotangent_chunk_size must be None where autograd runs the model: {graph.whole.reason}")
         if cotangents is None:
             cotangents = partial(_units, one_output=one_output)
         y, g, linearization = by_autograd(graph, tensors, x, cotangents)
         return y, elements(g).square().sum((0, 2), dtype=at_least_single(linearization.like.dtype))
-    mlp = kernel_for(graph, x, tensors)
+    mlp = kernel_for(graph, x, tensors) if chunk is None else None
     if mlp is not None and cotangents is None and mlp.outputs(tensors) == 1 and not mlp.prefers_gram(x, tensors):
         return mlp.value_and_sqnorm(x, None, None, tensors)
     if mlp is not None and cotangents is None and not one_output and mlp.stacks_units(x, tensors):
@@ -180,11 +192,11 @@ def sqnorm(
         return mlp.value_and_sqnorm(
             x, cotangents.draw(mlp.output_shape(x, tensors), x.new_empty(0, dtype=mlp.low or x.dtype)), None, tensors
         )
-    graph = with_passes(with_blocks(graph, x, tensors), x)
+    graph = with_kernels(graph, x, tensors)
     wanted = wanted_now(tensors)
     if not (any(wanted) or differentiable(x)):
-        return _plain_sqnorm(graph, tensors, x, cotangents, one_output)
-    return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, x, *tensors)
+        return _plain_sqnorm(graph, tensors, x, cotangents, one_output, chunk)
+    return _ValueAndSqnorm.apply(graph, wanted, cotangents, one_output, chunk, x, *tensors)
 
 
 def jacobian_distance(graph: Graph, tensors: list, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,14 +217,19 @@ def jacobian_distance(graph: Graph, tensors: list, x: Tensor, target: Tensor) ->
 
 
 def sqnorm_or_estimate(
-    graph: Graph, tensors: list, x: Tensor, projections: int | None, generator: torch.Generator | None
+    graph: Graph,
+    tensors: list,
+    x: Tensor,
+    projections: int | None,
+    generator: torch.Generator | None,
+    cotangent_chunk_size: int | None,
 ) -> tuple[Tensor, Tensor]:
     """y and ``||J||_F^2`` of the seed's Jacobian, exact or estimated by random projections: ``[B]``."""
+    check_count(projections, "projections")
+    check_count(cotangent_chunk_size, "cotangent_chunk_size")
     if projections is None:
-        return sqnorm(graph, tensors, x)
-    if not isinstance(projections, int) or isinstance(projections, bool) or projections < 1:
-        raise ValueError(f"projections must be a positive integer or None, got {projections!r}")
-    y, norms = sqnorm(graph, tensors, x, RandomUnits(projections, generator))
+        return sqnorm(graph, tensors, x, chunk=cotangent_chunk_size)
+    y, norms = sqnorm(graph, tensors, x, RandomUnits(projections, generator), chunk=cotangent_chunk_size)
     return y, norms * (y[0].numel() / projections if y.shape[0] else 0)
 
 
@@ -296,13 +313,13 @@ class _ValueAndVjp(torch.autograd.Function):
 class _ValueAndSqnorm(torch.autograd.Function):
     @staticmethod
     @without_autocast
-    def forward(ctx, graph, wanted, cotangents, one_output, x, *tensors):
+    def forward(ctx, graph, wanted, cotangents, one_output, chunk, x, *tensors):
         ctx.set_materialize_grads(False)
         y, linearization = linearize(graph, x, tensors)
         ctx.proportional = cotangents is None and planner.adjoints_are_cotangents(linearization)
         needs = graph.needs(wanted, x.requires_grad)
-        norms, ctx.plan, state = _norms(linearization, cotangents, one_output, needs.meeting)
-        save(ctx, (graph, wanted, cotangents, one_output, x, *tensors), linearization, state)
+        norms, ctx.plan, state = _norms(linearization, cotangents, one_output, chunk, needs.meeting)
+        save(ctx, (graph, wanted, cotangents, one_output, chunk, x, *tensors), linearization, state)
         return laid_out_like(y, x), norms
 
     @staticmethod
@@ -311,7 +328,7 @@ class _ValueAndSqnorm(torch.autograd.Function):
     def backward(ctx, ybar, weights):
         linearization, state = restore(ctx)
         graph, plan = linearization.graph, ctx.plan
-        x_wanted, *wanted = requested(ctx, 4)
+        x_wanted, *wanted = requested(ctx, 5)
         terms = Terms(graph, tuple(wanted), x_wanted)
         proportional = ctx.proportional and weights is not None and ybar is not None
         if weights is not None:
@@ -324,7 +341,7 @@ class _ValueAndSqnorm(torch.autograd.Function):
         if proportional:
             adjoints = {plan.bottom: u[0] * per_sample(scale, u[0])}  # what is left below the push
         xbar = linearization.adjoint(adjoints, terms)
-        return None, None, None, None, xbar if x_wanted else None, *terms.totals
+        return None, None, None, None, None, xbar if x_wanted else None, *terms.totals
 
 
 @without_autocast
@@ -336,21 +353,24 @@ def _plain_vjp(graph, tensors, x, cotangent):
 
 
 @without_autocast
-def _plain_sqnorm(graph, tensors, x, cotangents, one_output):
+def _plain_sqnorm(graph, tensors, x, cotangents, one_output, chunk):
     """`sqnorm` for nobody's gradients."""
     y, linearization = linearize(graph, x, tensors)
-    return laid_out_like(y, x), _norms(linearization, cotangents, one_output, None)[0]
+    return laid_out_like(y, x), _norms(linearization, cotangents, one_output, chunk, None)[0]
 
 
-def _norms(linearization, cotangents, one_output, keep):
+def _norms(linearization, cotangents, one_output, chunk, keep):
     """Norms, plan and state of the norm in the form that costs least."""
     outputs = planner.width(linearization, linearization.graph.seed)
     if cotangents is not None:
         seeds = cotangents(linearization)
     else:
         seeds = _units(linearization, one_output) if outputs == 1 or one_output else None
-    plan = planner.plan(linearization, None if seeds is None else len(seeds))
-    if seeds is None:
+    stack = None if seeds is None else len(seeds)
+    if chunk is not None and chunk >= (stack or outputs):
+        chunk = None
+    plan = planner.plan(linearization, stack, chunk)
+    if seeds is None and chunk is None:
         plan = active.preferred(linearization, plan)
     form = active if plan.active else contraction
     norms, state = form.squared_norm(linearization, plan, seeds, keep)
@@ -412,6 +432,12 @@ def check_floating(tensor: Tensor, name: str) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must have a real floating-point dtype, got {tensor.dtype}")
+
+
+def check_count(count: int | None, name: str) -> None:
+    """Raise unless this is a number of things, or None."""
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise ValueError(f"{name} must be a positive integer or None, got {count!r}")
 
 
 def check_cotangent(cotangent: Tensor | None, linearization: Linearization, name: str = "cotangent") -> None:

@@ -1,25 +1,30 @@
 """Nodes whose sweeps are single passes over memory, by compiled kernels around the products of libraries.
 
 PyTorch's lines take several passes, on CUDA devices each a kernel to start, for what one pass can do. The graph with
-them is the reference. On a CPU that serves normalisations; PyTorch's own activations are single passes there.
+them is the reference. On a CPU PyTorch's own activations are single passes, too, but read more and never work in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from gradreg_fast.backend import KERNELS, available
-from gradreg_fast.graph import Graph
-from gradreg_fast.mlp import kind_of
+from gradreg_fast.blocks import nothing, with_blocks
+from gradreg_fast.fuse import read_by
+from gradreg_fast.graph import Graph, Node
+from gradreg_fast.mlp import kind_of, mlp_of
 from gradreg_fast.rules.activation import Activation
 from gradreg_fast.rules.activation_passes import ActivationPasses
 from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.max_pool_passes import MOST_PLACES, MaxPoolPasses
 from gradreg_fast.rules.norm import BatchNormTrain, GroupNorm, LayerNorm, RootMeanSquareNorm
 from gradreg_fast.rules.norm_passes import BatchNormPasses, GroupNormPasses, LayerNormPasses, RootMeanSquarePasses
+from gradreg_fast.rules.pool import MaxPool
 
 DTYPES = {
     "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -35,6 +40,11 @@ ON_CPU = (BatchNormTrain, LayerNorm, RootMeanSquareNorm)
 """Normalisations that the CPU's kernels know."""
 
 
+def with_kernels(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Graph:
+    """The graph with blocks and passes where kernels serve this input, and the backend's choice allows it."""
+    return with_passes(with_blocks(graph, x, tensors), x)
+
+
 def with_passes(graph: Graph, x: Tensor) -> Graph:
     """The graph with passes where kernels serve this input, and the backend's choice allows it; remembered."""
     kernels = KERNELS.get(x.device.type)
@@ -42,16 +52,33 @@ def with_passes(graph: Graph, x: Tensor) -> Graph:
         return graph
     if kernels == "cpp" and torch.is_autocast_enabled("cpu"):
         return graph  # activations are in lower precision than x
+    if kernels == "cpp" and mlp_of(graph) is not None:
+        return graph  # what mlp.py leaves of these goes by active units (active.py), which reads activations
     key = "passes", kernels
     if key not in graph.plans:
-        nodes = tuple(node and replace(node, rule=_pass_for(node.rule, kernels)) for node in graph.nodes)
-        graph.plans[key] = replace(graph, nodes=nodes, plans={}, _with_head={}, _needs={})
+        nodes = [node and replace(node, rule=_pass_for(node.rule, kernels)) for node in graph.nodes]
+        _join_maxima(graph, nodes)
+        graph.plans[key] = graph.rewritten(nodes)
     return graph.plans[key]
 
 
+def _join_maxima(graph: Graph, nodes: list[Node | None]) -> None:
+    """Give maxima over windows to the piecewise linear activation that alone reads them."""
+    for i, node in enumerate(graph.nodes):
+        if node is None or not isinstance(node.rule, Activation) or not node.rule.curvature_free:
+            continue
+        (j,), phi = node.inputs, kind_of(node.rule)
+        below = nodes[j]
+        if phi and below and isinstance(below.rule, MaxPoolPasses) and j != graph.seed and read_by(graph, j, i):
+            nodes[i] = replace(below, rule=MaxPoolPasses(below.rule.windows, *phi))
+            nodes[j] = nothing(below)
+
+
 def _pass_for(rule: Rule, kernels: str) -> Rule:
-    if kernels == "cpp":
-        return NORMALISATIONS[type(rule)](rule) if type(rule) in ON_CPU else rule
     if isinstance(rule, Activation) and (phi := kind_of(rule)) is not None:
         return ActivationPasses(rule, *phi)
-    return NORMALISATIONS.get(type(rule), lambda rule: rule)(rule)
+    if type(rule) in NORMALISATIONS and (kernels == "cuda" or type(rule) in ON_CPU):
+        return NORMALISATIONS[type(rule)](rule)
+    if isinstance(rule, MaxPool) and rule.shape is not None and math.prod(rule.shape.size) <= MOST_PLACES:
+        return MaxPoolPasses(rule.shape, 0, (0.0, 0.0))
+    return rule

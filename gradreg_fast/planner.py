@@ -13,7 +13,7 @@ One hidden layer between them, ``J = W2 diag(s) W1``, has the closed form ``s^T 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -40,6 +40,7 @@ class Plan:
         closed_form: one hidden layer, no sweeps at all; `bottom` and `top` are its two sides.
         flops: the estimate that it was chosen by: value and gradients, without the plain network's three products.
         active: compiled kernels take each sample's active units alone; see `gradreg_fast.active`.
+        chunk: how many cotangents there are at a time, pulled again in the backward pass; None: all, and kept.
     """
 
     cut: int
@@ -48,22 +49,33 @@ class Plan:
     closed_form: bool
     flops: float
     active: bool = False
+    chunk: int | None = None
 
 
-def plan(linearization: Linearization, stack: int | None) -> Plan:
+def plan(linearization: Linearization, stack: int | None, chunk: int | None = None) -> Plan:
     """The cheapest plan for these shapes; remembered by the graph.
 
     Args:
         linearization: the graph at its input.
         stack: how many cotangents are given, or None for the exact norm of the whole Jacobian.
+        chunk: how many cotangents there may be at a time; None for any number.
     """
     graph, shape = linearization.graph, linearization.shapes[0]
     if any(isinstance(size, torch.SymInt) for size in shape):  # a tracer's: right for all sizes, cheapest for one
-        return min(candidates(linearization, stack), key=lambda candidate: candidate.flops)
-    key = (shape, stack, linearization.like.dtype)
+        return _cheapest(linearization, stack, chunk)
+    key = (shape, stack, chunk, linearization.like.dtype)
     if key not in graph.plans:
-        graph.plans[key] = min(candidates(linearization, stack), key=lambda candidate: candidate.flops)
+        graph.plans[key] = _cheapest(linearization, stack, chunk)
     return graph.plans[key]
+
+
+def _cheapest(linearization: Linearization, stack: int | None, chunk: int | None) -> Plan:
+    plans = candidates(linearization, stack)
+    if chunk is not None:
+        seed = linearization.graph.seed
+        plans = [replace(plan, chunk=chunk) if plan.cut == seed else plan for plan in plans]
+        plans = [plan for plan in plans if plan.chunk or plan.closed_form or width(linearization, plan.cut) <= chunk]
+    return min(plans, key=lambda plan: plan.flops)
 
 
 def candidates(linearization: Linearization, stack: int | None) -> list[Plan]:

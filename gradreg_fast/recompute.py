@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.checkpoint import checkpoint
 
+from gradreg_fast.wrappers import still_gathered
+
 
 def recomputable(function: Callable) -> Callable:
     """Give a function of tensors the keyword argument ``save``.
@@ -55,7 +57,7 @@ def _unchanged(model: nn.Module, generator: torch.Generator | None, state: torch
     if generator is not None:
         generator.set_state(state)
     try:
-        with _reparametrize_module(model, buffers, tie_weights=True):
+        with still_gathered(model), _reparametrize_module(model, buffers, tie_weights=True):
             yield
     finally:
         if generator is not None:

@@ -18,7 +18,6 @@ from torch import Tensor
 from gradreg_fast import contraction
 from gradreg_fast.autocast import without_autocast
 from gradreg_fast.backend import current
-from gradreg_fast.blocks import with_blocks
 from gradreg_fast.context import (
     closed_form,
     laid_out_like,
@@ -30,13 +29,14 @@ from gradreg_fast.context import (
 from gradreg_fast.engine import Linearization, Terms, linearize
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import HALVES, kernel_for
-from gradreg_fast.passes import with_passes
+from gradreg_fast.passes import with_kernels
 from gradreg_fast.planner import adjoints_are_cotangents
 from gradreg_fast.rules.attention import Attention
 from gradreg_fast.rules.base import Rule, elements, has_numbers, per_sample
 from gradreg_fast.rules.cast import uncast
 from gradreg_fast.rules.conv import Conv
 from gradreg_fast.rules.conv_block import ConvBlock
+from gradreg_fast.rules.conv_products import ConvProducts
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.rules.pointwise import Kinked
 
@@ -81,7 +81,7 @@ def _saves_time(linearization: Linearization) -> bool:
                 return True
             flops = linearization.flops(i)
             products += flops
-            convolutions += flops if isinstance(rule, (Conv, ConvBlock)) else 0
+            convolutions += flops if isinstance(rule, (Conv, ConvBlock, ConvProducts)) else 0
             seconds += OPAQUE_SECONDS if isinstance(rule, Opaque) else NODE_SECONDS
     scaled = adjoints_are_cotangents(linearization)
     saved = SCALED_UNITS * products * scaled / RATE, CONVOLUTION_UNITS * convolutions / CONVOLUTION_RATE
@@ -106,7 +106,7 @@ def recorded(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Tenso
             products = 2 * len(x) * sum(tensors[slot].numel() for slot in mlp.weights)
             graph.plans[_cost_key(x)] = products > LEAST_COMPILED
         return mlp.returned(y)
-    y, _ = _Value.apply(with_passes(with_blocks(graph, x, tensors), x), wanted_now(tensors), x, *tensors)
+    y, _ = _Value.apply(with_kernels(graph, x, tensors), wanted_now(tensors), x, *tensors)
     if has_numbers(x):
         graph.plans[_cost_key(x)] = y.grad_fn.saves_time
     return y

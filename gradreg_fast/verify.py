@@ -22,7 +22,11 @@ PRIMITIVES = ("value_and_vjp", "jacobian_sqnorm")
 
 
 class ParityError(AssertionError):
-    """The closed form and plain autograd differ; `verification` has the figures."""
+    """The closed form and plain autograd differ; raised by `verify`.
+
+    Args:
+        verification: the figures, kept under this name.
+    """
 
     def __init__(self, verification: Verification) -> None:
         super().__init__(f"{verification.penalty} differs from autograd:\n{verification}")

@@ -185,6 +185,29 @@ def test_error_is_at_most_twice_eagers(name, quantity, dtype):
     assert_no_worse(*NETWORKS[name], *QUANTITIES[quantity], dtype)
 
 
+NORMS = {
+    "batch": lambda: nn.BatchNorm2d(4),
+    "batch, evaluated": lambda: nn.BatchNorm2d(4).eval(),
+    "instance": lambda: nn.InstanceNorm2d(4, affine=True),
+    "group": lambda: nn.GroupNorm(2, 4),
+    "layer": lambda: nn.LayerNorm([4, 5, 5]),
+    "root mean square": lambda: nn.RMSNorm([4, 5, 5], eps=1e-5),
+}
+
+
+@EACH_BACKEND
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("name", NORMS)
+def test_norms(name, dtype):
+    """In half precision behind a convolution, in float32 ahead of one."""
+
+    def make():
+        ends = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 2, 3)
+        return nn.Sequential(NORMS[name](), ends[0], NORMS[name](), nn.Tanh(), ends[1], nn.Flatten(), nn.Linear(18, 2))
+
+    assert_no_worse(make, (6, 4, 5, 5), *QUANTITIES["norm"], dtype)
+
+
 TARGETS = torch.tensor([0, 1, 2, 4, 3, 2, 1, 0])
 PENALTIES = {
     "double_backprop": (5, {"target": TARGETS}),

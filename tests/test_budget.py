@@ -8,6 +8,7 @@ from itertools import combinations
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import gradreg_fast
 from gradreg_fast import budget, functional
@@ -54,6 +55,32 @@ def test_evaluation_is_plain_and_not_counted():
     value = float(functional.r1(model, x)[1].detach())
     assert values(lazy.eval(), x, 4) == [value] * 4
     assert [bool(v) for v in values(lazy.train(), x, 4)] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints_repeat_no_step_that_is_counted(reentrant):
+    """They raise around a schedule, and around a part of the batch they draw it again."""
+    x, model = torch.randn(6, 5, requires_grad=True), mlp()
+
+    def run(module, call):
+        torch.manual_seed(3)
+        return gradients(call(module), x)
+
+    def checkpointed(module):
+        return Forwarding(module, lambda x: checkpoint(module, x, use_reentrant=reentrant))
+
+    with pytest.raises(RuntimeError, match=r"must not be inside .* save=.recompute."):
+        run(WithPenalty(model, "r1", every=2), checkpointed)
+    part = WithPenalty(model, "r1", fraction=0.5)
+    assert_same(run(part, checkpointed), run(part, lambda module: module))
+
+
+class Forwarding(nn.Module):
+    """A module under another forward."""
+
+    def __init__(self, module, forward):
+        super().__init__()
+        self.module, self.forward = module, forward
 
 
 @pytest.mark.parametrize("way", ["state", "file", "copy", "pickle"])

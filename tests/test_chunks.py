@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import gradreg_fast
 from gradreg_fast import functional, jacobian_sqnorm, planner, value_and_vjp
 from gradreg_fast.modules import WithPenalty
+from tests.parity import new_generator
 
 pytestmark = pytest.mark.usefixtures("float64", "each_backend")
 
@@ -29,6 +30,15 @@ class Distances(nn.Module):
 
     def forward(self, x, other):
         return (x - other[:, :5]).square().sum(1).tanh()
+
+
+class Looping(nn.Module):
+    """Cannot become a graph."""
+
+    def forward(self, x):
+        while x.detach().abs().max() > 1:
+            x = x / 2
+        return x
 
 
 def rows(B=7):
@@ -74,6 +84,44 @@ def test_same_numbers(name):
             torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-13)
 
 
+def deep(outputs, *between):
+    """Narrowest at its ends, wide enough an input for the first layer's Gram matrix."""
+    return nn.Sequential(
+        nn.Linear(60, 8), nn.ReLU(), nn.Linear(8, 9), *between, nn.Tanh(), nn.Linear(9, outputs), nn.Tanh()
+    )
+
+
+STACKS = {
+    "Gram matrix": (deep(7), lambda: torch.randn(5, 60), functional.jacobian_frobenius),
+    "frozen below": (deep(7), lambda: torch.randn(5, 60), functional.contractive),
+    "batch statistics": (deep(7, nn.BatchNorm1d(9)), lambda: torch.randn(5, 60), jacobian_sqnorm),
+    "a part by autograd": (deep(7, nn.RReLU(0.2, 0.2)), lambda: torch.randn(5, 60), jacobian_sqnorm),
+    "softmax": (dense(7), rows, functional.jacobian_softmax),
+    "projections": (
+        dense(7),
+        rows,
+        lambda model, x, **n: functional.jacobian_frobenius(model, x, 7, new_generator(5), **n),
+    ),
+    "convolutions": (convolutional(7), images, functional.jacobian_frobenius),
+    "of samples, too": (dense(7), rows, lambda model, x, **n: jacobian_sqnorm(model, x, chunk_size=2, **n)),
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_same_numbers_from_a_few_cotangents_at_a_time(name):
+    model, inputs, call = STACKS[name]
+    model, x = model.double(), inputs()
+    if name == "frozen below":
+        model[0].weight.requires_grad_(False)
+    start, results = {key: value.clone() for key, value in model.state_dict().items()}, []
+    for size in (None, 1, 3, 7):
+        model.load_state_dict(start)
+        results.append([*numbers(call, model, x, cotangent_chunk_size=size), *model.buffers()])
+    for mine in results[1:]:
+        for found, wanted in zip(mine, results[0], strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
+
+
 def test_no_samples():
     y, penalty = functional.r1(dense(), rows(0), chunk_size=2)
     assert y.shape == (0, 1) and penalty == 0
@@ -94,7 +142,8 @@ class Largest(TorchDispatchMode):
 def test_memory_falls(monkeypatch):
     """The largest tensor of both passes; nothing but chunks of x is kept between them."""
     monkeypatch.setattr(planner, "CPU_STACK_BYTES", 2**30)  # as on other devices: all cotangents at once
-    model, x = nn.Sequential(nn.Linear(5, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 30)), rows(80)
+    model = nn.Sequential(nn.Linear(50, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 30))
+    x = torch.randn(80, 50)
 
     def measured(**chunks):
         kept = []
@@ -107,6 +156,9 @@ def test_memory_falls(monkeypatch):
     (bytes_chunked, kept_chunked), (bytes_whole, kept_whole) = measured(chunk_size=8), measured()
     assert bytes_chunked < bytes_whole / 4
     assert kept_chunked < kept_whole / 20
+    bytes_chunked, kept_chunked = measured(cotangent_chunk_size=3)
+    assert bytes_chunked < bytes_whole / 4
+    assert kept_chunked < kept_whole / 4
 
 
 REFUSED = {
@@ -131,6 +183,19 @@ def test_refused(name):
     with pytest.raises(ValueError, match="chunk_size must be .*" + message):
         functional.r1(model, rows(), **call)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "model, size, message",
+    [
+        (dense(3), 0, "a positive integer or None, got 0"),
+        (dense(3), 2.0, "a positive integer or None, got 2.0"),
+        (Looping(), 2, "None where autograd runs the model: "),
+    ],
+)
+def test_numbers_of_cotangents_that_are_refused(model, size, message):
+    with pytest.raises(ValueError, match="cotangent_chunk_size must be " + message):
+        jacobian_sqnorm(model.double(), rows(), cotangent_chunk_size=size)
 
 
 def test_checkpoints_around_converted_blocks():

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -32,6 +33,19 @@ def test_example(module, name):
     assert sum(len(test.examples) for test in tests) > 0, f"{name} has no example"
     for test in tests:
         assert doctest.DocTestRunner(verbose=False).run(test).failed == 0
+
+
+SHARED = {"save", "chunk_size", "output", "model_args", "model_kwargs"}  # of all penalties: in their module's docstring
+
+
+def test_the_reference_names_every_argument_and_error():
+    functions = [getattr(functional, name) for name in (*functional.PENALTIES, "interpolate")]
+    functions += [gradreg_fast.value_and_vjp, gradreg_fast.jacobian_sqnorm, gradreg_fast.convert, gradreg_fast.verify]
+    for function in functions:
+        text, parameters = inspect.getdoc(function), inspect.signature(function).parameters
+        assert [name for name in parameters if name not in SHARED and f"{name}: " not in text] == []
+        assert "\nReturns:\n" in text and "\nRaises:\n" in text, function.__name__
+    assert all(f"``{name}" in functional.__doc__ or f"`{name}`" in functional.__doc__ for name in SHARED)
 
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import gradreg_fast
 from gradreg_fast import convert
+from gradreg_fast.backend import KERNELS, current
 from tests.flops import count
 from tests.parity import WithoutRule, assert_parity, compare, evaluate, recorded_gradient, value_and_vjp
 
@@ -200,6 +202,40 @@ def test_images(outputs):
     assert_drop_in(nn.Sequential(*blocks()).eval(), x.to(memory_format=torch.channels_last))
     piecewise_linear = [layer for layer in blocks() if not isinstance(layer, (nn.Softplus, nn.BatchNorm2d))]
     assert_drop_in(nn.Sequential(*piecewise_linear), x)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.branch = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
+        self.head = nn.Sequential(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+    def forward(self, x):
+        h = self.trunk(x)
+        return self.head(h + self.branch(h))
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_normalisations_by_compiled_passes():
+    model, x = Residual(), torch.randn(3, 2, 5, 5)
+    assert_drop_in(model, x)
+    if current() == KERNELS[x.device.type]:
+        with Operations() as operations:
+            y, g = drop_in(model, x.requires_grad_())
+            (y.sum() + g.square().sum()).backward()
+        assert {"norm_project", "norm_meet"} <= operations.names
 
 
 CLOSED = set(MODELS) - {"nothing with a rule", "checkpointed region", "control flow", "control flow, evaluation"}

@@ -87,10 +87,13 @@ def test_compiled_networks():
     with gradreg_fast.backend("cpp"):
         network = explain(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)), torch.randn(3, 4))
         images = explain(critic(), torch.randn(16, 3, 8, 8))
+        normalised = explain(nn.BatchNorm1d(4), torch.randn(3, 4))
     assert {row.backend for row in network.rows} == {"kernel"}
     assert "two compiled operations" in str(network)
     assert images.rows[0].operation == "ConvBlock"
     assert "1 convolution blocks" in str(images)
+    assert [row.backend for row in normalised.rows] == ["kernel"]
+    assert "1 normalisations and activations" in str(normalised)
 
 
 def test_the_model_is_left_as_it_was():

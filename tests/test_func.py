@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, linearize, stack_module_state, vmap
+from torch.utils._pytree import tree_leaves
 
 import gradreg_fast
 from gradreg_fast import functional
@@ -85,6 +86,61 @@ def test_an_ensemble_member_by_member():
             torch.testing.assert_close(mine[i], theirs, rtol=1e-9, atol=1e-12)
 
 
+def normalised():
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2, bias=False))
+
+
+ENSEMBLES = {
+    "r1": (network, None, functional.r1),
+    "each its samples": (network, 1, functional.r1),
+    "nested results": (network, None, lambda model, x: functional.r1_r2(model=model, real=x, fake=x + 1)),
+    "batch statistics": (normalised, None, functional.jacobian_frobenius),
+    "primitive": (network, None, lambda model, x: gradreg_fast.value_and_vjp(model, x, torch.ones(5, 1))),
+}
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_vmap_of_an_ensemble(name):
+    """The same as member by member, in values, buffers and the gradients of all stacked tensors."""
+    make, dim, penalty = ENSEMBLES[name]
+    members, x, results = [make() for _ in range(3)], torch.randn(5, 3, 3), []
+
+    def member(state, x):
+        return tuple(tree_leaves(functional_call(Calling(members[0], penalty), inside(state), (x,))))
+
+    def one_by_one(state, x):
+        xs = [x] * 3 if dim is None else x.unbind(dim)
+        each = [member({key: tensor[i] for key, tensor in state.items()}, x) for i, x in enumerate(xs)]
+        return [*map(torch.stack, zip(*each, strict=True))]
+
+    for run in (vmap(member, in_dims=(0, dim)), one_by_one):
+        parameters, buffers = stack_module_state(members)
+        leaf = x.clone().requires_grad_()
+        values = run({**parameters, **buffers}, leaf[:, 0] if dim is None else leaf)
+        loss = sum(value.square().sum() for value in values)
+        gradients = torch.autograd.grad(loss, [leaf, *parameters.values()], materialize_grads=True, allow_unused=True)
+        results.append([*values, *gradients, *buffers.values()])
+    for mine, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-12, atol=1e-14)
+
+
+def test_members_that_should_draw_the_same_numbers_are_refused():
+    model = network(2)
+    with pytest.raises(RuntimeError, match="randomness must be 'error' or 'different', got 'same'"):
+        vmap(lambda p: ours(model, p, torch.randn(5, 3)), randomness="same")(stack_module_state([model] * 2)[0])
+
+
+class Calling(nn.Module):
+    """A function of a model as a module."""
+
+    def __init__(self, model, function):
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, x):
+        return self.function(self.model, x)
+
+
 def dual(function, x):
     with forward_ad.dual_level():
         return function(forward_ad.make_dual(x, x))
@@ -99,7 +155,10 @@ TRANSFORMS = {
     "grad": lambda model, x: grad(lambda x: functional.r1(model, x)[1])(x),
     "grad by parameters": lambda model, x: grad(lambda p: ours(model, p, x))(dict(model.named_parameters())),
     "vmap": lambda model, x: vmap(lambda x: functional.jacobian_frobenius(model, x.unsqueeze(0))[1])(x),
-    "vmap of an ensemble": lambda model, x: vmap(lambda p: ours(model, p, x))(stack_module_state([model] * 2)[0]),
+    "vmap of grad": lambda model, x: vmap(grad(lambda p: ours(model, p, x)))(stack_module_state([model] * 2)[0]),
+    "grad of vmap": lambda model, x: grad(lambda p: vmap(lambda p: ours(model, p, x))(p).sum())(
+        stack_module_state([model] * 2)[0]
+    ),
     "jvp": lambda model, x: jvp(lambda x: gradreg_fast.value_and_vjp(model, x)[1], (x,), (x,)),
     "linearize": lambda model, x: linearize(lambda x: functional.r1(model, x)[1], x),
     "dual": lambda model, x: dual(lambda x: functional.eikonal(model, x)[1], x),

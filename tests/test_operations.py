@@ -81,6 +81,27 @@ def convolutions(B, laid, namespace):
         yield "conv_pull", (u, None, None, kept, weight, x.shape, *phi, True, False)
 
 
+def convolutions_in_a_row(B, laid, namespace):
+    """On CUDA devices, channels last."""
+
+    def images(*shape):
+        return torch.randn(*shape[:-3], *shape[-2:], shape[-3]).movedim(-1, -3)
+
+    x, weight = images(B, 2, 8, 7), images(5, 2, 3, 2)
+    for kind, size in ((1, (6, 6)), (3, (6, 6))):
+        phi = ([1, 1, 0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, kind, 1], [1.0, 20.0])
+        yield "image_forward", (x, weight, torch.randn(5), *phi)
+        xdot, u, y = images(3, *x.shape), images(3, B, 5, *size), images(B, 5, *size)
+        yield "image_push", (xdot, None, y, weight, *phi, True)
+        if kind == 3:
+            yield "image_push", (xdot, u, y, weight, *phi, False)
+        yield "image_pull", (u, weight, x, None, (8, 7), *phi, True)
+        yield "image_pull", (u[:1], weight, x, torch.randn(x.numel()), (8, 7), *phi, False)
+        yield "image_slope", (u[:1], y, torch.randn(y.numel()), kind, phi[1])
+        yield "image_slope", (None, y, torch.randn(y.numel()), kind, phi[1])
+        yield "image_gradient", (u, xdot, weight, *phi)
+
+
 def active_units(B, laid, namespace):
     hidden = [laid(torch.randn(B, 5).relu()), laid(torch.randn(B, 6).relu())]
     for gram in (False, True):
@@ -114,21 +135,38 @@ def norms(B, laid, namespace):
             yield "layer_norm_meet", (stack, stack, x, mean, torch.rand(B), weight, True)
 
 
-def passes(B, laid, namespace):
+def elementwise(B, laid, namespace):
     z, u, xdot, phi = torch.randn(B, 5), torch.randn(3, B, 5), torch.randn(3, B, 5), (3, [1.0, 20.0])
-    yield "activate", (z, *phi, False)
-    yield "activate", (z, 1, [0.0, 0.0], True)
-    yield "activation_slope", (z, u, z.numel(), *phi)
+    for name in ("activate", "activate_"):
+        yield name, (z, *phi, False)
+        yield name, (z, 1, [0.0, 0.0], True)
+    yield "activation_slope", (z, u, *phi)
+    yield "activation_slope_", (z, u, *phi)
     yield "activation_meet", (z, u, xdot, *phi, True)
     yield "activation_meet", (z, u, xdot, *phi, False)
     yield "activation_bend", (z, z, z, *phi, False)
+
+
+def maxima(B, laid, namespace):
+    """Without gaps."""
+    for laid in (LAYOUTS["contiguous"], channels_last):
+        windows = ([3, 2, 2, 1, 1, 0, 6, 5, laid is channels_last], 2, [0.2, 0.0])
+        z, xdot = laid(torch.randn(B, 3, 6, 5)), laid(torch.randn(2, B, 3, 6, 5))
+        yield "max_pool", (z, *windows)
+        y, code = namespace.max_pool(z, *windows)
+        yield "max_pool_push", (code, xdot, *windows)
+        yield "max_pool_pull", (code, laid(torch.randn(2, *y.shape)), *windows)
+
+
+def passes(B, laid, namespace):
+    u, xdot = torch.randn(3, B, 5), torch.randn(3, B, 5)
     yield "dot_samples", (u, xdot)
     yield "dot_samples", (u.bfloat16(), xdot.bfloat16())
     yield "scale_samples", (u, None, torch.randn(B))
     yield "scale_samples", (u, xdot, torch.randn(B))
 
 
-CPU = (mlp, convolutions, active_units, activations, norms)
+CPU = (mlp, convolutions, active_units, activations, elementwise, maxima, norms)
 OPERATIONS = torch.ops.gradreg_fast
 
 
@@ -142,6 +180,8 @@ def cuda_namespace():
 
 def facts(results):
     """Shapes, dtypes and strides of nested results."""
+    if results is None:
+        return None
     if isinstance(results, torch.Tensor):
         return tuple(results.shape), results.dtype, results.stride() if results.numel() else None
     return [facts(result) for result in results]
@@ -156,7 +196,8 @@ def fake(mode, device, tensor):
 def test_every_operation_has_an_example(cuda_namespace):
     names = map(str, torch._C._dispatch_get_all_op_names())
     registered = {name.partition("::")[2] for name in names if name.startswith("gradreg_fast::")}
-    laid, families = LAYOUTS["contiguous"], [*((family, OPERATIONS) for family in CPU), (passes, cuda_namespace)]
+    laid, families = LAYOUTS["contiguous"], [*((family, OPERATIONS) for family in CPU)]
+    families += [(passes, cuda_namespace), (convolutions_in_a_row, cuda_namespace)]
     shown = {name for family, namespace in families for name, _ in family(2, laid, namespace)}
     assert shown == registered
 
@@ -177,7 +218,8 @@ def test_on_the_cpu(family, layout, B):
 def test_on_cuda_devices(layout, B, cuda_namespace):
     """What tracers are told of tensors there, without one against the same sources run on the CPU."""
     device = "cpu" if layout is None else "cuda:0"  # where a CPU build's tracers know few functions
-    families = (passes, norms) if layout is None else (partial(mlp, inputs=[6, 112]),)
+    families = (elementwise, maxima, passes, norms, convolutions_in_a_row)
+    families = families if layout is None else (partial(mlp, inputs=[6, 112]),)
     for name, arguments in (a for family in families for a in family(B, LAYOUTS.get(layout), cuda_namespace)):
         if ON_CUDA:
             torch.library.opcheck(getattr(OPERATIONS, name).default, arguments)

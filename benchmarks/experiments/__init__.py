@@ -22,6 +22,9 @@ from pathlib import Path
 from types import ModuleType
 
 NAMES = (
+    "small_data",
+    "robustness",
+    "resnet",
     "synthetic_1d",
     "synthetic_nd",
     "surrogates",
@@ -30,6 +33,7 @@ NAMES = (
     "linear",
     "forces",
     "distance",
+    "critics",
 )
 
 

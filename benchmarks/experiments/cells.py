@@ -98,6 +98,11 @@ def outcomes(rows: list[Row], measure: str | Callable, **config) -> list:
     return [row.outcome[measure] if isinstance(measure, str) else measure(row.outcome) for row in chosen.values()]
 
 
+def timed_and_tested(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Those of seed 0, where it compares the engines' times and nothing else, and the others."""
+    return [row for row in rows if not row.config["seed"]], [row for row in rows if row.config["seed"]]
+
+
 def values(rows: list[Row], name: str) -> list:
     """The values that a part of the configurations takes, in order of appearance."""
     return list(dict.fromkeys(row.config[name] for row in rows if name in row.config))

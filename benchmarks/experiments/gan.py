@@ -46,6 +46,7 @@ METHODS = {  # whether the critic sees gradients; its penalty; the weight for mi
 COLOURS = dict(zip(METHODS, (plot.GREY, "#d98a1f", "#1f4e9c", plot.AHEAD, "#7d6bb3"), strict=True))
 NOISE, ROWS, TESTED, FEATURES = 16, 128, 2000, 32
 DEVIATION = 0.05  # of a mixture's component
+SAMPLES = nn.Identity()  # what a critic is shown without gradient information
 SHEET = 5  # images in a row and a column
 
 
@@ -136,28 +137,32 @@ def run(config: dict, engines: tuple[str, ...]) -> dict[str, dict]:
     name, seed, steps = config["data"], config["seed"], config["steps"]
     real, _ = samples(name)
     informed, penalty, *_ = METHODS[config["method"]]
-    shown = Informed(Energy(classifier(name, 1)), real) if informed else nn.Identity()
+    shown = Informed(Energy(classifier(name, 1)), real) if informed else SAMPLES
     pairs = {engine: _players(config, penalty, shown, engine, real.shape[1]) for engine in engines}
-    random = torch.Generator().manual_seed(seed)
-    for number in range(steps):
-        chosen = real[torch.randint(len(real), (ROWS,), generator=random)]
-        first, second = (Batch(torch.randn(ROWS, NOISE, generator=random)) for _ in range(2))
-        for critic, generator in pairs.values():
-            with torch.no_grad():
-                fake = generator.model(first.x)
-            critic.step(Pair(shown(chosen).detach(), shown(fake).detach(), number))
-            generator.step(second)
+    play(list(pairs.values()), real, steps, seed, shown)
     noise = torch.randn(TESTED, NOISE, generator=torch.Generator().manual_seed(1000 + seed))
     return {engine: _outcome(*pair, noise, name, seed) for engine, pair in pairs.items()}
 
 
 def _players(config, penalty, shown, engine, width):
-    """The critic's run and the generator's, which plays against it."""
-    hidden, seed, steps = DATA[config["data"]], config["seed"], config["steps"]
+    hidden, seed = DATA[config["data"]], config["seed"]
     seen = width * (2 if isinstance(shown, Informed) else 1)
     critic = models.build(models.mlp(hidden, hidden, 1, activation="leaky_relu"), (seen,), seed)
     generator = models.build(models.mlp(hidden, hidden, width, activation="relu"), (NOISE,), seed + 1)
-    wasserstein, weight = config["method"] == "WGAN-GP", config["weight"]
+    return players(critic, generator, engine, penalty, config["weight"], config["steps"], shown)
+
+
+def players(
+    critic: nn.Module,
+    generator: nn.Module,
+    engine: str,
+    penalty: str | None,
+    weight: float,
+    steps: int,
+    shown: nn.Module = SAMPLES,
+) -> tuple[loop.Run, loop.Run]:
+    """The critic's run, with its penalty, and that of the generator, which plays against it."""
+    wasserstein = penalty == "gradient_penalty"
 
     def critic_loss(pair):
         if wasserstein:
@@ -165,8 +170,13 @@ def _players(config, penalty, shown, engine, width):
             between = gradreg_fast.functional.interpolate(pair.x, pair.fake, places)
             _, value = ENGINES[engine](penalty, critic, Batch(between))
             return critic(pair.fake).mean() - critic(pair.x).mean() + weight * value
-        y, value = ENGINES[engine](penalty, critic, Batch(pair.x))
-        return F.softplus(-y).mean() + F.softplus(critic(pair.fake)).mean() + weight * value
+        if penalty == "r1_r2":
+            both, value = ENGINES[engine](penalty, critic, Batch(torch.cat([pair.x, pair.fake])))
+            y, y_fake = both.chunk(2)
+        else:
+            y, value = ENGINES[engine](penalty, critic, Batch(pair.x))
+            y_fake = critic(pair.fake)
+        return F.softplus(-y).mean() + F.softplus(y_fake).mean() + weight * value
 
     def generator_loss(batch):
         y = critic(shown(generator(batch.x)))
@@ -176,11 +186,31 @@ def _players(config, penalty, shown, engine, width):
     return loop.Run(critic, critic_loss, optimise), loop.Run(generator, generator_loss, optimise)
 
 
+def play(
+    pairs: list[tuple[loop.Run, loop.Run]],
+    real: Tensor,
+    steps: int,
+    seed: int,
+    shown: nn.Module = SAMPLES,
+    rows: int = ROWS,
+) -> None:
+    """Critics and generators take turns, all pairs on the same samples and noise."""
+    random = torch.Generator().manual_seed(seed)
+    for number in range(steps):
+        chosen = real[torch.randint(len(real), (rows,), generator=random)]
+        first, second = (Batch(torch.randn(rows, NOISE, generator=random)) for _ in range(2))
+        for critic, generator in pairs:
+            with torch.no_grad():
+                fake = generator.model(first.x)
+            critic.step(Pair(shown(chosen).detach(), shown(fake).detach(), number))
+            generator.step(second)
+
+
 def _outcome(critic, generator, noise, name, seed):
     drawn = loop.outputs(generator.model, noise)
     real, _ = samples(name)
     outcome = {
-        "frechet": frechet(*(_features(name, x) for x in (real[:TESTED], drawn))),
+        "frechet": frechet(*(features(name, x) for x in (real[:TESTED], drawn))),
         "covered": covered(name, drawn),
         "seconds_per_step": machine.spread(critic.processor_seconds),
     }
@@ -190,7 +220,8 @@ def _outcome(critic, generator, noise, name, seed):
     return outcome
 
 
-def _features(name, x):
+def features(name: str, x: Tensor) -> np.ndarray:
+    """The second classifier's, [N, `FEATURES`]."""
     return loop.outputs(classifier(name, 2)[:-1], x).double().numpy()
 
 

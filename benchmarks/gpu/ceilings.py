@@ -22,11 +22,16 @@ import torch
 from torch import Tensor, nn
 
 import gradreg_fast
+from gradreg_fast.backend import KERNELS
+from gradreg_fast.blocks import with_blocks
 from gradreg_fast.convert import graph_of
+from gradreg_fast.graph import Graph, Node
 from gradreg_fast.mlp import HALVES, kernel_for
 from gradreg_fast.ops import prepare
 from gradreg_fast.passes import with_passes
 from gradreg_fast.rules.base import NodeGradients
+from gradreg_fast.rules.conv_block import ConvBlock
+from gradreg_fast.rules.conv_products import ConvProducts
 from gradreg_fast.samples import dot_samples, scale_samples
 
 from . import timing
@@ -42,6 +47,7 @@ NORMS = {  # the module for images with so many channels, and whether its second
     "RMSNorm, rows of 1024": (lambda channels: nn.RMSNorm(1024), True),
 }
 WIDTHS = (16, 64, 128)
+CHANNELS = (16, 64, 256)
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -74,6 +80,7 @@ def shares(bandwidth: float, rates: dict[str, float], device: str, quick: bool, 
     for name, dtype, sweep, moved, operations, calls in itertools.chain(
         mlps(2 * WIDTHS[0] if quick else 1 << 17, device),
         norms(count, device),
+        convolutions(2 if quick else 64, device),
         stacks(count, device),
         activations(count, device),
     ):
@@ -133,7 +140,7 @@ def activations(count: int, device: str) -> Iterator[Work]:
         for name, make in ACTIVATIONS.items():
             curved = not graph_of(make()).curvature_free
             numbers = {"forward": 2, "pull": 3, "meet": 5 if curved else 3, "adjoint": 4 if curved else 3}
-            for sweep, calls in both(lambda make=make, operands=operands: sweeps(make(), *operands)):
+            for sweep, calls in both(lambda make=make, operands=operands: module_sweeps(make(), *operands)):
                 yield name, dtype, sweep, numbers[sweep] * operands[0].nbytes, 0, calls
 
 
@@ -147,7 +154,7 @@ def norms(count: int, device: str) -> Iterator[Work]:
             images = [operand.view(shape) for operand in operands]
 
             def run(make=make, images=images, dtype=dtype):
-                return sweeps(make(channels).to(device, dtype), *images)
+                return module_sweeps(make(channels).to(device, dtype), *images)
 
             numbers = {"forward": 2 if cached else 3, **numbers_of(cached)}
             for sweep, calls in both(run):
@@ -159,6 +166,27 @@ def numbers_of(cached: bool) -> dict[str, int]:
     passes = {"pull": 3, "meet": 5, "adjoint": 4}
     sums = {"pull": 2, "meet": 3, "adjoint": 2}
     return {sweep: moved + (0 if cached else sums[sweep]) for sweep, moved in passes.items()}
+
+
+def convolutions(samples: int, device: str) -> Iterator[Work]:
+    """Two 3 x 3 convolutions in a row, each with ReLU."""
+    for dtype in DTYPES:
+        for channels in CHANNELS:
+            pair = [layer for _ in range(2) for layer in (nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())]
+            model = nn.Sequential(*pair).to(device, dtype)
+            operands = torch.randn(5, samples, 32, 32, channels, device=device).to(dtype).movedim(-1, 2)
+            with gradreg_fast.backend(KERNELS[device]):
+                graph, tensors = prepare(model, operands[0])
+                graph = with_blocks(graph, operands[0], tensors)
+                served = [node for node in graph.nodes if node and isinstance(node.rule, (ConvBlock, ConvProducts))]
+                calls = sweeps(graph, served[0], *operands) if served else {}
+            # a layer's: x, y; u, y, u_z, and on top a pass of v, y, u_z; xdot, y, ydot, and u_z, xdot; d_z, x, and d_z
+            numbers = {"forward": 4, "pull": 8, "meet": 10, "adjoint": 14}
+            products = {"forward": 2, "pull": 2, "meet": 4, "adjoint": 4}
+            for sweep, call in calls.items():
+                operations = products[sweep] * 18.0 * channels * operands[0].numel()
+                moved = numbers[sweep] * operands[0].nbytes
+                yield f"convolution, {channels} channels", dtype, sweep, moved, operations, {"kernels": call}
 
 
 def stacks(count: int, device: str) -> Iterator[Work]:
@@ -208,15 +236,20 @@ def mlp_work(width: int, depth: int, rows: int, size: int, backward: bool) -> tu
     return numbers * rows * width * size, (8.0 if backward else 4.0) * depth * rows * width**2
 
 
-def sweeps(module: nn.Module, x: Tensor, u: Tensor, xdot: Tensor, d: Tensor, w: Tensor) -> dict[str, Callable]:
-    """The four sweeps of a module's rule with the backend in force, as calls without arguments."""
+def module_sweeps(module: nn.Module, x: Tensor, *operands: Tensor) -> dict[str, Callable]:
+    """The four sweeps of a module's only node with the backend in force."""
     graph = with_passes(graph_of(module), x)
-    node, tensors = graph.nodes[1], graph.tensors(x)
+    return sweeps(graph, graph.nodes[1], x, *operands)
+
+
+def sweeps(graph: Graph, node: Node, x: Tensor, u: Tensor, xdot: Tensor, d: Tensor, w: Tensor) -> dict[str, Callable]:
+    """The four sweeps of a node at x, as calls without arguments."""
+    tensors = graph.tensors(x)
     parameters = [None if slot is None else tensors[slot] for slot in node.slots]
     extras = [None if slot is None else tensors[slot] for slot in node.updated]
     rule, saved = node.rule, node.rule.forward((x,), parameters, extras)[1]
     cotangent, tangent = u.unsqueeze(0), xdot.unsqueeze(0)
-    meeting = (cotangent,) if rule.meets_below else cotangent
+    meeting = rule.pull_keeping(saved, parameters, cotangent)[1]
     second = None if rule.curvature_free else (w,)
 
     def gradients():

@@ -39,6 +39,13 @@ for name, module in list(sys.modules.items()):
 PYTHON
     export PYTHONPATH=$out/modules${PYTHONPATH:+:$PYTHONPATH}
 fi
+cache=${XDG_CACHE_HOME:-${HOME:-/nowhere}/.cache}
+if ! mkdir -p "$cache" 2>/dev/null || [[ ! -w $cache ]]; then # ours, Inductor's, Triton's and matplotlib's
+    cache=$(mktemp -d)
+    trap 'rm -rf "$cache"' EXIT
+    export XDG_CACHE_HOME=$cache GRADREG_FAST_CACHE=$cache/gradreg_fast MPLCONFIGDIR=$cache/matplotlib
+    export TRITON_CACHE_DIR=$cache/triton TORCHINDUCTOR_CACHE_DIR=$cache/inductor PYTHONDONTWRITEBYTECODE=1
+fi
 echo "step,status,seconds" >"$out/steps.csv"
 failed=0
 
@@ -73,11 +80,11 @@ measure() { # measure NAME SECONDS ARGUMENT...: of every case, with peers that n
 sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}"/bin/compute-sanitizer 2>/dev/null)
 sanitize() { # sanitize TOOL: the kernels' own tests, few of them, under compute-sanitizer
     local few=(tests/csrc/test_elementwise.py tests/csrc/test_norm_passes.py tests/csrc/test_samples.py
-        tests/csrc/test_cuda_mlp_networks.py)
+        tests/csrc/test_cuda_mlp_networks.py tests/csrc/test_cuda_conv.py)
     few+=(-k "float32 or tanh or networks" -x)
-    if [[ $device == cuda && -n $sanitizer ]]; then
-        step "$1" 60 "$sanitizer" --tool "$1" --error-exitcode 86 "$python" -m pytest -q -p no:cacheprovider \
-            --device cuda "${few[@]}"
+    if [[ $device == cuda && -n $sanitizer ]]; then # without PyTorch's cache of memory, which hides where arrays end
+        step "$1" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$1" --error-exitcode 86 \
+            "$python" -m pytest -q -p no:cacheprovider --device cuda "${few[@]}"
     else
         echo "$1,no compute-sanitizer,0" >>"$out/steps.csv"
     fi
@@ -97,8 +104,8 @@ quick_peers=(gradreg_fast autograd autograd-batched torch.func cuda-graph jax pl
 
 step build 180 "$python" -m gradreg_fast info
 if [[ $device == cuda ]]; then
-    tests parity-kernels 90 tests/csrc/test_cuda_mlp_networks.py tests/csrc/test_elementwise.py \
-        tests/csrc/test_norm_passes.py tests/csrc/test_samples.py
+    tests parity-kernels 90 tests/csrc/test_cuda_mlp_networks.py tests/csrc/test_cuda_conv.py \
+        tests/csrc/test_elementwise.py tests/csrc/test_norm_passes.py tests/csrc/test_samples.py
     tests device 60 tests/test_device.py
 else
     tests parity-kernels 90 tests/csrc/test_elementwise.py
@@ -112,7 +119,7 @@ else
 fi
 sanitize memcheck
 sanitize racecheck
-step crossover 60 "$python" -m benchmarks.gpu.crossover --device "$device" --out "$out" "${shapes[@]}"
+step crossover 90 "$python" -m benchmarks.gpu.crossover --device "$device" --out "$out" "${shapes[@]}"
 tests parity 150 "${parallel[@]}" "${suite[@]}"
 if [[ $device == cuda ]]; then measure speed-all 600 --repeats 7; fi
 

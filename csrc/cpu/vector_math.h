@@ -48,11 +48,12 @@ struct Vector {
 template <class Number, int Bytes, class Function>
 GRADREG_FAST_INLINE void each_register(int64_t count, Function&& function) {
     using Wide = Vector<Number, Bytes>;
+    using One = Vector<Number, int(sizeof(Number))>;
     int64_t i = 0;
     for (; i + Wide::lanes <= count; i += Wide::lanes)
         function(Wide{}, i);
     for (; i < count; ++i)
-        function(Vector<Number, int(sizeof(Number))>{}, i);
+        function(One{}, i);
 }
 
 template <class Number, int Bytes>

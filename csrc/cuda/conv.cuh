@@ -8,31 +8,19 @@
 //
 // With C inputs, O outputs, T taps, P pixels of z, s bytes a number: 2 P O C T operations a product, of which a step
 // has six. Bytes beside the weight: s P C (strides aside) and s P O a product, each pixel once, and T times from the
-// caches. Epilogues save a library's pass in the forward sweep (2 s P O bytes) and in the push sweep (2 s P O); pull
-// and adjoint have the pass before the product either way. At 3.35 TB/s that pays by itself only up to C = 12 or so
-// (layerwise.cuh), beyond it only where the library is far from its best, as for few channels: so these kernels are
-// chosen by measurement (CHANNELS_ON_CUDA in gradreg_fast/blocks.py).
+// caches. Epilogues save the pass behind a library's product in each of the four sweeps (2 s P O or 2 s P C bytes), so
+// that only the topmost activation of a run of convolutions takes one of its own. At 3.35 TB/s that pays by itself only
+// up to C = 24 or so (layerwise.cuh), beyond it only where the library is far from its best, as for few channels: so
+// these kernels are chosen by measurement (CHANNELS in gradreg_fast/measured.py).
 //
 //   T = 9, P = 64 x 32 x 32   operations a product   bytes of bfloat16   at 990 TFLOP/s   at 3.35 TB/s
 //   C = O = 16                302e6                  4.2e6               0.3 us           1.3 us
 //   C = O = 64                4.8e9                  16.8e6              4.9 us           5.0 us
 //   C = O = 256               77e9                   68e6                78 us            20 us
 //
-// Kernel convolve: phi(W * x + b), and z
+// Kernel convolve_back: the transposed convolution of cotangents or adjoints, times phi' of what made x, plus phi''
 //   dtypes     float32 float64 tf32 bfloat16 float16
-//   bound      memory up to about 64 channels, P C in and P O (2 P O) out; beyond, 2 P O C T operations
-//   registers  255 in float64, else 128
-//   tensor     TF32|Halves
-//
-// Kernel convolve_tangents: phi' (W * xdot), and phi'' u (W * xdot)
-//   dtypes     float32 float64 tf32 bfloat16 float16
-//   bound      memory up to about 64 channels, K P (C + O), P O in, K P O, P O wide out; beyond, operations
-//   registers  255 in float64, else 128
-//   tensor     TF32|Halves
-//
-// Kernel convolve_back: the transposed convolution of cotangents or adjoints
-//   dtypes     float32 float64 tf32 bfloat16 float16
-//   bound      memory up to about 64 channels, K P O in and K P C out; beyond, 2 K P O C T operations
+//   bound      memory up to about 64 channels, K P O, P C (2 P C) in, K P C out; beyond, 2 K P O C T operations
 //   registers  255 in float64, else 128
 //   tensor     TF32|Halves
 //
@@ -142,21 +130,6 @@ using CorrelationProduct = LayerProduct<Matrix<S, true>, Images<S, true>, Weight
 
 template <class Arithmetic, int size>
 __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
-    convolve(const __grid_constant__ ImageProduct<typename Arithmetic::Storage> p) {
-    layer_tile<Arithmetic, size>(p, p.right.inners, [&](int64_t line, int64_t column, auto& sums) {
-        forward_piece(p.after, line, column, sums);
-    });
-}
-
-template <class Arithmetic, int size>
-__global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
-    convolve_tangents(const __grid_constant__ ImageProduct<typename Arithmetic::Storage> p) {
-    layer_tile<Arithmetic, size>(
-        p, p.right.inners, [&](int64_t line, int64_t column, auto& sums) { push_piece(p.after, line, column, sums); });
-}
-
-template <class Arithmetic, int size>
-__global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
     convolve_back(const __grid_constant__ BackProduct<typename Arithmetic::Storage> p) {
     const int64_t inner = int64_t(p.right.taps[0]) * p.right.taps[1] * p.right.outputs;
     layer_tile<Arithmetic, size>(p, inner, [&](int64_t line, int64_t column, auto& sums) {
@@ -167,7 +140,7 @@ __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Sto
         const int64_t y = to.origin[0] + to.step[0] * int(i);
         const int64_t x = to.origin[1] + to.step[1] * int(rest - i * uint32_t(to.grid[1]));
         const int64_t pixel = (image * to.size[0] + y) * to.size[1] + x;
-        store(sums, pixel * to.columns + column, (pixel + 1) * to.columns, to.result);
+        down_piece(to.below, pixel, column, sums);
     });
 }
 
@@ -210,27 +183,27 @@ class Convolve {
     Convolve(const Convolution& c, const Device& device, Launch launch) : c(c), device(device), launch(launch) {}
 
     void forward(const ImageForward<S>& p) const {
-        Up<S> up = up_of(1, p.kind, p.settings);
+        Up<S> up = up_of<S>(1, c.pixels(), c.outputs, p.kind, p.settings);
         up.bias = p.bias;
         up.state = p.state;
         up.value = p.y;
-        straight(convolve<Arithmetic, large_tile<S>>, convolve<Arithmetic, small_tile>, 1, p.x, p.weight, up);
+        straight(forward_layer<Arithmetic, large_tile<S>, ImageProduct<S>>,
+                 forward_layer<Arithmetic, small_tile, ImageProduct<S>>, 1, p.x, p.weight, up);
     }
 
     void push(const ImagePush<S>& p) const {
-        Up<S> up = up_of(p.stack, p.kind, p.settings);
+        Up<S> up = up_of<S>(p.stack, c.pixels(), c.outputs, p.kind, p.settings);
         up.state = const_cast<S*>(p.state);
+        up.below = !bends_where_flat(p.kind);
         up.u = p.u;
         up.tangent = p.ydot;
         up.second = p.second && p.stack > 1 ? p.terms : p.second;
-        straight(convolve_tangents<Arithmetic, large_tile<S>>, convolve_tangents<Arithmetic, small_tile>, p.stack,
-                 p.xdot, p.weight, up);
-        if (p.second && p.stack > 1 && c.samples)
-            launch(add_terms<S>, int(ceiling(c.pixels() * c.outputs, threads)), 1, 0,
-                   StackSums<S>{c.pixels(), p.stack, c.outputs, p.terms, nullptr, p.second});
+        straight(push_layer<Arithmetic, large_tile<S>, ImageProduct<S>>,
+                 push_layer<Arithmetic, small_tile, ImageProduct<S>>, p.stack, p.xdot, p.weight, up);
+        if (p.second && p.stack > 1) add_stack(up, p.stack, p.second, launch);
     }
 
-    void pull(int64_t stack, const S* u, const S* weight, S* x) const {
+    void pull(int64_t stack, const S* u, const S* weight, const Down<S>& below) const {
         for (int i = 0; i < std::min(c.stride[0], c.size[0]); ++i)
             for (int j = 0; j < std::min(c.stride[1], c.size[1]); ++j) {
                 const Phase phase = phase_of(c, stack, i, j);
@@ -238,14 +211,14 @@ class Convolve {
                 p.left = {u, phase.from, has_whole_pieces(u, c.outputs)};
                 p.right.data = weight, p.right.inputs = c.inputs, p.right.outputs = c.outputs;
                 p.right.whole = has_whole_pieces(weight, c.inputs);
-                p.after.lines = phase.from.lines, p.after.columns = c.inputs, p.after.result = x;
+                p.after.lines = phase.from.lines, p.after.columns = c.inputs, p.after.below = below;
                 for (int d = 0; d < 2; ++d) {
                     p.right.taps[d] = phase.from.taps[d], p.right.kernel[d] = c.kernel[d];
                     p.right.first_tap[d] = phase.first_tap[d], p.right.tap_step[d] = phase.tap_step[d];
                     p.after.grid[d] = phase.from.grid[d], p.after.size[d] = c.size[d];
                     p.after.step[d] = c.stride[d], p.after.origin[d] = phase.remainder[d];
                 }
-                product(convolve_back<Arithmetic, large_tile<S>>, convolve_back<Arithmetic, small_tile>, p);
+                multiply(convolve_back<Arithmetic, large_tile<S>>, convolve_back<Arithmetic, small_tile>, p);
             }
     }
 
@@ -268,28 +241,18 @@ class Convolve {
     const Device& device;
     const Launch launch;
 
-    Up<S> up_of(int64_t stack, Kind kind, Settings settings) const {
-        Up<S> up{};
-        up.lines = stack * c.pixels(), up.rows = c.pixels(), up.columns = c.outputs;
-        up.kind = kind, up.settings = settings;
-        return up;
-    }
-
     template <class Kernel, class Product>
-    void product(Kernel large, Kernel small, const Product& p) const {
-        const int size = tile_size<S>(p.after.lines, p.after.columns, device);
-        const int64_t blocks = ceiling(p.after.lines, size) * ceiling(p.after.columns, size);
-        if (blocks)
-            launch(size == small_tile ? small : large, int(blocks), 1, tile_bytes(size, sizeof(S), sizeof(Wide<S>)), p);
+    void multiply(Kernel large, Kernel small, const Product& p) const {
+        launch_product<S>(large, small, p, device, launch);
     }
 
     template <class Kernel>
     void straight(Kernel large, Kernel small, int64_t stack, const S* x, const S* weight, const Up<S>& up) const {
         const int64_t inner = int64_t(c.taps()) * c.inputs;
-        product(large, small,
-                ImageProduct<S>{{x, gather_forward(c, stack), has_whole_pieces(x, c.inputs)},
-                                {weight, c.outputs, inner, has_whole_pieces(weight, inner)},
-                                up});
+        multiply(large, small,
+                 ImageProduct<S>{{x, gather_forward(c, stack), has_whole_pieces(x, c.inputs)},
+                                 {weight, c.outputs, inner, has_whole_pieces(weight, inner)},
+                                 up});
     }
 };
 

@@ -63,13 +63,13 @@ inline Phase phase_of(const Convolution& c, int64_t stack, int y, int x) {
     return phase;
 }
 
-// Behind a convolution's transpose: where pixels of a phase lie in x.
+// Behind a convolution's transpose: where pixels of a phase lie in x, and what the activation that made x does there.
 template <class S>
 struct Placed {
     int64_t lines;
     int columns;
     int grid[2], step[2], origin[2], size[2];
-    S* result;
+    Down<S> below;
 };
 
 // A weight's gradient in slices: sums over parts of the pixels, [slices, outputs, taps, inputs], then of these, with
@@ -113,7 +113,8 @@ struct ImageForward {
     S *y, *state;
 };
 
-// ydot = phi' (W * xdot) of a stack, and second = sum_k phi'' u (W * xdot^k).
+// ydot = phi' (W * xdot) of a stack, and second = sum_k phi'' u (W * xdot^k). u: of y where `bends_where_flat`, else of
+// z, which has phi' in it.
 template <class S>
 struct ImagePush {
     int64_t stack;
@@ -129,18 +130,16 @@ template <class Arithmetic, class S>
 void launch_image_forward(const Convolution& c, const ImageForward<S>& p, const Device& device, void* stream);
 template <class Arithmetic, class S>
 void launch_image_push(const Convolution& c, const ImagePush<S>& p, const Device& device, void* stream);
-// x = the transposed convolution of a stack u.
+// The transposed convolution of a stack u, of z, with what is `below` as its epilogue, whose lines are x's pixels.
 template <class Arithmetic, class S>
-void launch_image_pull(const Convolution& c, int64_t stack, const S* u, const S* weight, S* x, const Device& device,
-                       void* stream);
+void launch_image_pull(const Convolution& c, int64_t stack, const S* u, const S* weight, const Down<S>& below,
+                       const Device& device, void* stream);
 // The weight's gradient, sum_k u^k (x) x^k, [outputs, inputs, kernel, kernel]; sums [slices, outputs, columns].
 template <class Arithmetic, class S>
 void launch_image_gradient(const Convolution& c, int64_t stack, const S* u, const S* x, const GradientPlan& plan,
                            Wide<S>* sums, S* gradient, const Device& device, void* stream);
-// scale (phi' v + second), of `lines` lines of `columns`; and the bias's gradient, sums [slices, columns].
+// That epilogue alone.
 template <class S>
 void launch_between(const Down<S>& down, void* stream);
-template <class S>
-void launch_bias_gradient(const S* d, int64_t lines, int columns, int slices, Wide<S>* sums, S* gradient, void* stream);
 
 }  // namespace gradreg_fast::cuda

@@ -7,7 +7,7 @@ template void launch_image_forward<Halves<Float16>, Float16>(const Convolution&,
 template void launch_image_push<Halves<Float16>, Float16>(const Convolution&, const ImagePush<Float16>&, const Device&,
                                                           void*);
 template void launch_image_pull<Halves<Float16>, Float16>(const Convolution&, int64_t, const Float16*, const Float16*,
-                                                          Float16*, const Device&, void*);
+                                                          const Down<Float16>&, const Device&, void*);
 template void launch_image_gradient<Halves<Float16>, Float16>(const Convolution&, int64_t, const Float16*,
                                                               const Float16*, const GradientPlan&, Wide<Float16>*,
                                                               Float16*, const Device&, void*);

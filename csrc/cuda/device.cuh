@@ -15,11 +15,10 @@
 namespace gradreg_fast::cuda {
 
 // `narrow<S>(value)`: a wide number as it is stored. `to_tf32`: rounded to what such products read. `mma_...`: d += a b
-// over a warp, in PTX's layouts. `load_matrices`: four fragments of 8 rows of 16 bytes, whose addresses lanes 8 i to 8
-// i
-// + 7 give, each as it lies or, of 16-bit numbers, transposed. `copy_async`: bytes to shared memory that are on their
-// way, zeros from null; they are there when `wait_for_copies` has returned in the thread that copies, for all but the
-// last so many groups that it closed.
+// over a warp, in PTX's layouts. `load_matrices`: four fragments of 8 rows of 16 bytes, whose addresses lanes 8 i
+// to 8 i + 7 give, each as it lies or, of 16-bit numbers, transposed. `copy_async`: bytes to shared memory that are on
+// their way, zeros unless they are `there`: `from` is an address in the array either way; they have arrived when
+// `wait_for_copies` has returned in the thread that copies, for all but the last so many groups that it closed.
 template <class S>
 __device__ __forceinline__ S narrow(Wide<S> value) {
     return value;
@@ -80,13 +79,13 @@ __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], const void* row
 }
 
 template <int bytes>
-__device__ __forceinline__ void copy_async(void* to, const void* from) {
+__device__ __forceinline__ void copy_async(void* to, const void* from, bool there) {
     const uint32_t place = uint32_t(__cvta_generic_to_shared(to));
-    const int there = from ? bytes : 0;
+    const int count = there ? bytes : 0;
     if constexpr (bytes == 16)  // past the first-level cache
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(there) : "memory");
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(count) : "memory");
     else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from), "n"(bytes), "r"(there)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from), "n"(bytes), "r"(count)
                      : "memory");
 }
 __device__ __forceinline__ void close_copies() {
@@ -136,8 +135,8 @@ inline void load_matrices(uint32_t (&to)[4], const void* row) {
     cuda_on_cpu::load_matrices<transposed>(to, row);
 }
 template <int bytes>
-inline void copy_async(void* to, const void* from) {
-    cuda_on_cpu::copy_async(to, from, bytes);
+inline void copy_async(void* to, const void* from, bool there) {
+    cuda_on_cpu::copy_async(to, from, bytes, there);
 }
 inline void close_copies() {
     cuda_on_cpu::close_copies();

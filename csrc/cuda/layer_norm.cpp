@@ -3,13 +3,11 @@
 #include "cuda/layer_norm.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <optional>
 #include <vector>
 
-#include "cuda/tensors.h"
+#include "cuda/normalise.h"
 
 namespace gradreg_fast::cuda {
 namespace {
@@ -40,34 +38,18 @@ std::vector<Tensor> layer_norm_project(Tensor v, Tensor x, Optional mean, Tensor
     const int64_t stack = v.size(0);
     check_rows(v, x, stack, "v");
     if (second) check_rows(*second, x, stack, "second");
-    STD_TORCH_CHECK(!gradients || stack == 1, "gradients are those of one adjoint");
-    const OnDevice device(x);
-    std::vector<Tensor> results{torch::stable::empty_like(v)};
-    if (gradients) results.push_back(torch::stable::new_empty(inverse, {2, norm.columns}));
-    Tensor workspace = torch::stable::new_empty(inverse, {gradients ? project_workspace(norm) : 0});
-    if (stack)
-        project(norm, v.const_data_ptr(), stack, push, second ? second->const_data_ptr() : nullptr,
-                results[0].mutable_data_ptr(), gradients ? results[1].mutable_data_ptr() : nullptr,
-                workspace.mutable_data_ptr(), device.stream());
-    return results;
+    return projected(norm, v, push, second, inverse,
+                     gradients ? std::vector<int64_t>{2, norm.columns} : std::vector<int64_t>{},
+                     gradients ? project_workspace(norm) : 0);
 }
 
 std::vector<Tensor> layer_norm_meet(Tensor u, Tensor v, Tensor x, Optional mean, Tensor inverse, Optional weight,
                                     bool push) {
     const LayerNorm norm = norm_of(x, mean, inverse, weight);
     const int64_t stack = v.size(0);
-    STD_TORCH_CHECK(stack > 0, "v must be a stack, [K, ...]");
     check_rows(u, x, stack, "u");
     check_rows(v, x, stack, "v");
-    const OnDevice device(x);
-    std::vector<Tensor> results{torch::stable::empty_like(x),
-                                torch::stable::new_empty(inverse, {weight ? norm.columns : 0})};
-    if (push) results.push_back(torch::stable::empty_like(v));
-    Tensor workspace = torch::stable::new_empty(inverse, {meet_workspace(norm, stack)});
-    meet(norm, u.const_data_ptr(), v.const_data_ptr(), stack, results[0].mutable_data_ptr(),
-         weight ? results[1].mutable_data_ptr() : nullptr, push ? results[2].mutable_data_ptr() : nullptr,
-         workspace.mutable_data_ptr(), device.stream());
-    return results;
+    return met(norm, u, v, push, x, inverse, weight ? norm.columns : 0, meet_workspace(norm, stack));
 }
 
 }  // namespace

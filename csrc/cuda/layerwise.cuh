@@ -23,13 +23,13 @@
 //   1024   16384   206e9        604e6             336e6              208; 180 and 100
 //   4096   16384   3.3e12       2.4e9             1.3e9              3332; 720 and 400
 //
-// Kernel forward_layer: h of a layer, and its state
+// Kernel forward_layer: h of a layer, and its state; of a convolution too (conv.cuh)
 //   dtypes     float32 float64 tf32 bfloat16 float16
 //   bound      operations, 2 B n d; below about 256 wide, memory: B d and n d in, B n (2 B n) out
 //   registers  255 in float64, else 128
 //   tensor     TF32|Halves
 //
-// Kernel push_layer: hdot of a layer, and phi'' u zdot
+// Kernel push_layer: hdot of a layer, and phi'' u zdot; of a convolution too
 //   dtypes     float32 float64 tf32 bfloat16 float16
 //   bound      operations, 2 K B n d; below about 256 wide, memory: K B (d + n), B n, n d in, K B n, B n wide out
 //   registers  255 in float64, else 128
@@ -68,11 +68,6 @@
 //   bound      memory: K B n (2 B n) in, K B n out
 //   registers  64
 //
-// Kernel line_norms: sum_k ||g^k||^2, a warp a row
-//   dtypes     float32 float64 bfloat16 float16
-//   bound      memory: K B n in
-//   registers  64
-//
 // Kernel add_terms: sums over a stack
 //   dtypes     float32 float64
 //   bound      memory: K B n wide numbers in, B n out
@@ -83,6 +78,7 @@
 #include "cuda/activation.cuh"
 #include "cuda/layerwise.h"
 #include "cuda/mlp.cuh"
+#include "cuda/rows.cuh"
 #include "cuda/tiled.cuh"
 
 namespace gradreg_fast::cuda {
@@ -204,19 +200,19 @@ using UpProduct = LayerProduct<Matrix<S, false>, Matrix<S, false>, Up<S>>;
 template <class S>
 using DownProduct = LayerProduct<Matrix<S, false>, Matrix<S, true>, Down<S>>;
 
-template <class Arithmetic, int size>
+template <class Arithmetic, int size, class Product>
 __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
-    forward_layer(const __grid_constant__ UpProduct<typename Arithmetic::Storage> p) {
-    layer_tile<Arithmetic, size>(p, p.left.inners, [&](int64_t line, int64_t column, auto& sums) {
+    forward_layer(const __grid_constant__ Product p) {
+    layer_tile<Arithmetic, size>(p, p.right.inners, [&](int64_t line, int64_t column, auto& sums) {
         forward_piece(p.after, line, column, sums);
     });
 }
 
-template <class Arithmetic, int size>
+template <class Arithmetic, int size, class Product>
 __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Storage>)
-    push_layer(const __grid_constant__ UpProduct<typename Arithmetic::Storage> p) {
+    push_layer(const __grid_constant__ Product p) {
     layer_tile<Arithmetic, size>(
-        p, p.left.inners, [&](int64_t line, int64_t column, auto& sums) { push_piece(p.after, line, column, sums); });
+        p, p.right.inners, [&](int64_t line, int64_t column, auto& sums) { push_piece(p.after, line, column, sums); });
 }
 
 template <class Arithmetic, int size>
@@ -249,12 +245,18 @@ __global__ void __launch_bounds__(threads, least_blocks<typename Arithmetic::Sto
         item -= layer_tiles(p.layers[l], size);
     const LayerGradient<S>& layer = p.layers[l];
     const int64_t lines = p.stacked + (layer.adjoints ? p.rows : 0);
-    const Matrix<S, true> left{
-        layer.u, layer.d,   layer.outputs,
-        lines,   p.stacked, is_aligned(layer.u) && is_aligned(layer.d) && layer.outputs % width<S> == 0};
-    const Matrix<S, true> right{
-        layer.xdot, layer.x,   layer.inputs,
-        lines,      p.stacked, is_aligned(layer.xdot) && is_aligned(layer.x) && layer.inputs % width<S> == 0};
+    const Matrix<S, true> left{p.stacked ? layer.u : layer.d,
+                               layer.d,
+                               layer.outputs,
+                               lines,
+                               p.stacked,
+                               is_aligned(layer.u) && is_aligned(layer.d) && layer.outputs % width<S> == 0};
+    const Matrix<S, true> right{p.stacked ? layer.xdot : layer.x,
+                                layer.x,
+                                layer.inputs,
+                                lines,
+                                p.stacked,
+                                is_aligned(layer.xdot) && is_aligned(layer.x) && layer.inputs % width<S> == 0};
     const int64_t each = slice_lines(lines, p.slices, Staged<S, true, size>::depth), begin = blockIdx.y * each;
     const int64_t end = begin + each < lines ? begin + each : lines;
     const int across = (layer.inputs + size - 1) / size;
@@ -332,21 +334,6 @@ __global__ void __launch_bounds__(threads, 4) combine_lines(const __grid_constan
 }
 
 template <class S>
-__global__ void __launch_bounds__(threads, 4) line_norms(const __grid_constant__ StackSums<S> p) {
-    using T = Wide<S>;
-    const int64_t row = int64_t(blockIdx.x) * warps + threadIdx.x / 32;
-    if (row >= p.rows) return;
-    T sum = 0;
-    for (int64_t k = 0; k < p.stack; ++k)
-        for (int column = threadIdx.x % 32; column < p.columns; column += 32) {
-            const T number = p.lines[(k * p.rows + row) * p.columns + column];
-            sum += number * number;
-        }
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) p.sums[row] = sum;
-}
-
-template <class S>
 __global__ void __launch_bounds__(threads, 4) add_terms(const __grid_constant__ StackSums<S> p) {
     const int64_t index = int64_t(blockIdx.x) * threads + threadIdx.x, count = p.rows * p.columns;
     if (index >= count) return;
@@ -356,7 +343,36 @@ __global__ void __launch_bounds__(threads, 4) add_terms(const __grid_constant__ 
     p.sums[index] = sum;
 }
 
-// The two operations, for a `launch(kernel, columns, rows of blocks, shared bytes, parameters)`.
+// What follows is for a `launch(kernel, columns, rows of blocks, shared bytes, parameters)`.
+
+template <class S, class Kernel, class Product, class Launch>
+void launch_product(Kernel large, Kernel small, const Product& p, const Device& device, const Launch& launch) {
+    const int size = tile_size<S>(p.after.lines, p.after.columns, device);
+    const int64_t blocks = ceiling(p.after.lines, size) * ceiling(p.after.columns, size);
+    if (blocks)
+        launch(size == small_tile ? small : large, int(blocks), 1, tile_bytes(size, sizeof(S), sizeof(Wide<S>)), p);
+}
+
+template <class S>
+Up<S> up_of(int64_t stack, int64_t rows, int columns, Kind kind, Settings settings) {
+    Up<S> up{};
+    up.lines = stack * rows, up.rows = rows, up.columns = columns;
+    up.kind = kind, up.settings = settings;
+    return up;
+}
+
+// sums = the second-order terms that a product of a stack has left, added up over the stack.
+template <class S, class Launch>
+void add_stack(const Up<S>& up, int64_t stack, Wide<S>* sums, const Launch& launch) {
+    const int64_t blocks = ceiling(up.rows * up.columns, threads);
+    if (blocks) launch(add_terms<S>, int(blocks), 1, 0, StackSums<S>{up.rows, stack, up.columns, up.second, sums});
+}
+
+template <class S, class Launch>
+void launch_between_layers(const Down<S>& down, const Launch& launch) {
+    const int64_t blocks = ceiling(down.lines * ceiling(down.columns, width<S>), threads);
+    if (blocks) launch(between_layers<S>, int(blocks), 1, 0, down);
+}
 
 template <class Arithmetic, class Launch>
 class Layerwise {
@@ -374,10 +390,11 @@ class Layerwise {
         const S* h = p.x;
         for (int l = 0; l <= last; ++l) {
             const Layer<S>& layer = p.layers[l];
-            Up<S> up = up_of(p, l, 1);
+            Up<S> up = up_to(p, l, 1);
             up.bias = layer.bias;
             up.value = l == last ? p.y : also.value[l] == layer.state ? nullptr : also.value[l];
-            up_product(forward_layer<Arithmetic, large_tile<S>>, forward_layer<Arithmetic, small_tile>, h, layer, up);
+            up_product(forward_layer<Arithmetic, large_tile<S>, UpProduct<S>>,
+                       forward_layer<Arithmetic, small_tile, UpProduct<S>>, h, layer, up);
             h = also.value[l];
         }
         if (!p.stack) return norms_of(p);
@@ -413,18 +430,17 @@ class Layerwise {
         }
         for (int l = 0; l < p.push_depth; ++l) {
             const Layer<S>& layer = p.layers[l];
-            Up<S> up = up_of(p, l, p.stack);
+            Up<S> up = up_to(p, l, p.stack);
             up.push = true;
             up.below = !bends_where_flat(layer.kind);
             up.u = up.below ? layer.cotangent : also.above[l];
             up.tangent = space.tangent[l];
             up.second = space.second[l] && p.stack > 1 ? space.terms : space.second[l];
             if (up.tangent || up.second)
-                up_product(push_layer<Arithmetic, large_tile<S>>, push_layer<Arithmetic, small_tile>,
-                           l ? space.tangent[l - 1] : gbar, layer, up);
-            if (up.second && p.stack > 1)
-                pass(add_terms<S>, ceiling(p.rows * layer.outputs, threads),
-                     StackSums<S>{p.rows, p.stack, layer.outputs, up.second, nullptr, space.second[l]});
+                up_product(push_layer<Arithmetic, large_tile<S>, UpProduct<S>>,
+                           push_layer<Arithmetic, small_tile, UpProduct<S>>, l ? space.tangent[l - 1] : gbar, layer,
+                           up);
+            if (up.second && p.stack > 1) add_stack(up, p.stack, space.second[l], launch);
         }
         if (p.highest >= 0) {
             const Layer<S>& layer = p.layers[p.highest];
@@ -463,11 +479,9 @@ class Layerwise {
     const Device& device;
     const Launch launch;
 
-    static Up<S> up_of(const Network<S>& p, int l, int64_t stack) {
+    static Up<S> up_to(const Network<S>& p, int l, int64_t stack) {
         const Layer<S>& layer = p.layers[l];
-        Up<S> up{};
-        up.lines = stack * p.rows, up.rows = p.rows, up.columns = layer.outputs;
-        up.kind = layer.kind, up.settings = layer.settings;
+        Up<S> up = up_of<S>(stack, p.rows, layer.outputs, layer.kind, layer.settings);
         up.state = layer.state;
         return up;
     }
@@ -496,45 +510,36 @@ class Layerwise {
         if (blocks) launch(kernel, int(blocks), 1, 0, parameters);
     }
 
-    template <class Kernel, class Product>
-    void product(Kernel large, Kernel small, const Product& p) const {
-        const int64_t lines = p.after.lines, columns = p.after.columns;
-        const int size = tile_size<S>(lines, columns, device);
-        const int64_t blocks = ceiling(lines, size) * ceiling(columns, size);
-        if (blocks) launch(size == small_tile ? small : large, int(blocks), 1, shared_bytes(size), p);
-    }
-
     static int shared_bytes(int size) { return tile_bytes(size, sizeof(S), sizeof(Wide<S>)); }
 
     template <class Kernel>
     void up_product(Kernel large, Kernel small, const S* x, const Layer<S>& layer, const Up<S>& up) const {
         const int64_t inputs = layer.inputs;
-        product(large, small,
-                UpProduct<S>{{x, up.lines, inputs, has_whole_pieces(x, inputs)},
-                             {layer.weight, layer.outputs, inputs, has_whole_pieces(layer.weight, inputs)},
-                             up});
+        launch_product<S>(large, small,
+                          UpProduct<S>{{x, up.lines, inputs, has_whole_pieces(x, inputs)},
+                                       {layer.weight, layer.outputs, inputs, has_whole_pieces(layer.weight, inputs)},
+                                       up},
+                          device, launch);
     }
 
     void down_product(const S* u, const Layer<S>& layer, const Down<S>& down) const {
         const int64_t outputs = layer.outputs, inputs = layer.inputs;
-        product(
+        launch_product<S>(
             pull_layer<Arithmetic, large_tile<S>>, pull_layer<Arithmetic, small_tile>,
             DownProduct<S>{{u, down.lines, outputs, has_whole_pieces(u, outputs)},
                            {layer.weight, nullptr, inputs, outputs, outputs, has_whole_pieces(layer.weight, inputs)},
-                           down});
+                           down},
+            device, launch);
     }
 
-    void between(const Down<S>& down) const {
-        pass(between_layers<S>, ceiling(down.lines * ceiling(down.columns, width<S>), threads), down);
-    }
+    void between(const Down<S>& down) const { launch_between_layers(down, launch); }
 
     void combine(const Combination<S>& p) const {
         pass(combine_lines<S>, ceiling(p.lines * ceiling(p.columns, width<S>), threads), p);
     }
 
     void norms_of(const ForwardPull<S>& p) const {
-        pass(line_norms<S>, ceiling(p.rows, warps),
-             StackSums<S>{p.rows, p.stack, p.layers[0].inputs, nullptr, p.g, p.norms});
+        launch_dots(Dots<S>{p.stack, p.rows, p.layers[0].inputs, p.g, p.g, 1, p.norms}, launch);
     }
 
     void gradients(const PushAdjoint<S>& p, const LayerwiseMemory<S>& also, const LayerwiseWorkspace<S>& space,

@@ -162,13 +162,12 @@ struct Combination {
     S* result;               // [K, B, columns], perhaps a
 };
 
-// sums [B, columns] of a stack's terms, or norms [B] of its lines.
+// sums [B, columns] of a stack's terms.
 template <class S>
 struct StackSums {
     int64_t rows, stack;
     int columns;
     const Wide<S>* terms;
-    const S* lines;
     Wide<S>* sums;
 };
 
@@ -186,6 +185,7 @@ GRADREG_FAST_INLINE int layer_tiles(const LayerGradient<S>& layer, int size) {
 // The larger tile if there are enough to keep the device busy.
 template <class S>
 int tile_size(int64_t rows, int64_t columns, const Device& device) {
+    if (device.tile_rows == small_tile || device.tile_rows == large_tile<S>) return device.tile_rows;
     const int64_t tiles = ceiling(rows, large_tile<S>) * ceiling(columns, large_tile<S>);
     return tiles >= device.multiprocessors ? large_tile<S> : small_tile;
 }

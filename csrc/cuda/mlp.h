@@ -87,7 +87,7 @@ struct PushAdjoint : Network<S> {
 struct Device {
     int multiprocessors;
     int shared_bytes;   // that a block can have, and that a multiprocessor has but for 1 KB a block
-    int tile_rows = 0;  // to measure with; 0: as many as plan_tiles chooses
+    int tile_rows = 0;  // to measure with; 0: as many as plan_tiles, or tile_size, chooses
 };
 
 // With tile_rows of $GRADREG_FAST_TILE_ROWS.

@@ -8,36 +8,26 @@
 
 namespace gradreg_fast::cuda {
 
-// `launch` of `run_...`.
-struct Launcher {
-    void* stream;
-
-    template <class Kernel, class Parameters>
-    void operator()(Kernel kernel, int columns, int rows, int shared_bytes, const Parameters& parameters) const {
-        start(kernel, {unsigned(columns), unsigned(rows), 1}, threads, shared_bytes, stream, parameters);
-    }
-};
-
 template <class Arithmetic, class S>
 void launch_forward_pull(const ForwardPull<S>& p, const Plan& plan, void* stream) {
-    run_forward_pull<Arithmetic>(p, plan, Launcher{stream});
+    run_forward_pull<Arithmetic>(p, plan, Launcher{stream, threads});
 }
 
 template <class Arithmetic, class S>
 void launch_push_adjoint(const PushAdjoint<S>& p, const Plan& plan, void* stream) {
-    run_push_adjoint<Arithmetic>(p, plan, Launcher{stream});
+    run_push_adjoint<Arithmetic>(p, plan, Launcher{stream, threads});
 }
 
 template <class Arithmetic, class S>
 void launch_layerwise_forward_pull(const ForwardPull<S>& p, const LayerwiseMemory<S>& also, char* workspace,
                                    const Device& device, void* stream) {
-    Layerwise<Arithmetic, Launcher>(device, {stream}).forward_pull(p, also, workspace);
+    Layerwise<Arithmetic, Launcher>(device, {stream, threads}).forward_pull(p, also, workspace);
 }
 
 template <class Arithmetic, class S>
 void launch_layerwise_push_adjoint(const PushAdjoint<S>& p, const LayerwiseMemory<S>& also, char* workspace, int size,
                                    const Device& device, void* stream) {
-    Layerwise<Arithmetic, Launcher>(device, {stream}).push_adjoint(p, also, workspace, size);
+    Layerwise<Arithmetic, Launcher>(device, {stream, threads}).push_adjoint(p, also, workspace, size);
 }
 
 }  // namespace gradreg_fast::cuda

@@ -3,13 +3,11 @@
 #include "cuda/norm.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <optional>
 #include <vector>
 
-#include "cuda/tensors.h"
+#include "cuda/normalise.h"
 
 namespace gradreg_fast::cuda {
 namespace {
@@ -43,32 +41,17 @@ std::vector<Tensor> norm_project(Tensor v, Tensor x, Tensor mean, Tensor inverse
     const int64_t stack = v.size(0);
     check_like(v, x, stack, "v");
     if (second) check_like(*second, x, stack, "second");
-    STD_TORCH_CHECK(!gradients || stack == 1, "gradients are those of one adjoint");
-    const OnDevice device(x);
-    std::vector<Tensor> results{torch::stable::empty_like(v)};
-    if (gradients) results.push_back(torch::stable::new_empty(mean, {2, norm.channels}));
-    Tensor workspace = torch::stable::new_empty(mean, {norm_workspace(norm, stack)});
-    if (stack)
-        project(norm, v.const_data_ptr(), stack, push, second ? second->const_data_ptr() : nullptr,
-                results[0].mutable_data_ptr(), gradients ? results[1].mutable_data_ptr() : nullptr,
-                workspace.mutable_data_ptr(), device.stream());
-    return results;
+    return projected(norm, v, push, second, mean,
+                     gradients ? std::vector<int64_t>{2, norm.channels} : std::vector<int64_t>{},
+                     norm_workspace(norm, stack));
 }
 
 std::vector<Tensor> norm_meet(Tensor u, Tensor v, Tensor x, Tensor mean, Tensor inverse, Optional weight, bool push) {
     const Norm norm = norm_of(x, mean, inverse, weight);
     const int64_t stack = v.size(0);
-    STD_TORCH_CHECK(stack > 0, "v must be a stack, [K, ...]");
     check_like(u, x, stack, "u");
     check_like(v, x, stack, "v");
-    const OnDevice device(x);
-    std::vector<Tensor> results{torch::stable::empty_like(x), torch::stable::new_empty(mean, {norm.channels})};
-    if (push) results.push_back(torch::stable::empty_like(v));
-    Tensor workspace = torch::stable::new_empty(mean, {norm_workspace(norm, stack)});
-    meet(norm, u.const_data_ptr(), v.const_data_ptr(), stack, results[0].mutable_data_ptr(),
-         results[1].mutable_data_ptr(), push ? results[2].mutable_data_ptr() : nullptr, workspace.mutable_data_ptr(),
-         device.stream());
-    return results;
+    return met(norm, u, v, push, x, mean, norm.channels, norm_workspace(norm, stack));
 }
 
 }  // namespace

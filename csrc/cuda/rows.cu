@@ -6,7 +6,6 @@
 namespace gradreg_fast::cuda {
 namespace {
 
-constexpr int64_t warp_bytes = 16 << 10;  // of a sample that one warp sums; a block else
 constexpr int64_t part_bytes = 256 << 10;
 constexpr int64_t most_parts = 64;
 
@@ -29,16 +28,10 @@ void dot_rows(const Stack& of, const void* a, const void* b, void* dots, void* w
     with_type(of.type, [&](auto number) {
         using S = decltype(number);
         using T = Wide<S>;
-        const int64_t pieces = (of.columns + width<S> - 1) / width<S> * of.stack;
         T* const sums = static_cast<T*>(parts > 1 ? workspace : dots);
-        const auto run = [&](auto kernel, int team) {
-            start(kernel, {blocks_for(of.batch, row_threads / team), unsigned(parts), 1}, row_threads, 0, stream, of,
-                  static_cast<const S*>(a), static_cast<const S*>(b), (pieces + parts - 1) / parts, sums);
-        };
-        if (sample_bytes(of) <= warp_bytes)
-            run(dot_kernel<S, 32>, 32);
-        else
-            run(dot_kernel<S, row_threads>, row_threads);
+        launch_dots(
+            Dots<S>{of.stack, of.batch, of.columns, static_cast<const S*>(a), static_cast<const S*>(b), parts, sums},
+            Launcher{stream, row_threads});
         if (parts > 1)
             start(add_blocks<T>, {blocks_for(of.batch, 32), 1, 1}, row_threads, 0, stream, static_cast<const T*>(sums),
                   parts, of.batch, static_cast<T*>(dots));
@@ -48,10 +41,9 @@ void dot_rows(const Stack& of, const void* a, const void* b, void* dots, void* w
 void scale_rows(const Stack& of, const void* a, const void* b, const void* factor, void* result, void* stream) {
     with_type(of.type, [&](auto number) {
         using S = decltype(number);
-        const int64_t pieces = (of.columns + width<S> - 1) / width<S>;
-        start(scale_kernel<S>, {blocks_for(of.stack * of.batch * pieces, row_threads), 1, 1}, row_threads, 0, stream,
-              of, static_cast<const S*>(a), static_cast<const S*>(b), static_cast<const Wide<S>*>(factor),
-              static_cast<S*>(result));
+        start(scale_kernel<S>, {blocks_for(of.stack * of.batch * pieces_of<S>(of.columns), row_threads), 1, 1},
+              row_threads, 0, stream, of, static_cast<const S*>(a), static_cast<const S*>(b),
+              static_cast<const Wide<S>*>(factor), static_cast<S*>(result));
     });
 }
 

@@ -19,44 +19,63 @@
 
 namespace gradreg_fast::cuda {
 
+constexpr int64_t warp_bytes = 16 << 10;  // of a sample that one warp sums; a block else
+
 // Pieces of 16 bytes that a row is taken in.
 template <class S>
-__device__ __forceinline__ int64_t pieces_of(const Stack& of) {
-    return (of.columns + width<S> - 1) / width<S>;
+GRADREG_FAST_INLINE int64_t pieces_of(int64_t columns) {
+    return (columns + width<S> - 1) / width<S>;
 }
 
-// Block (samples, part). sums [parts, batch].
+// sums [parts, batch] of a and b [stack, batch, columns], each part of a sample's pieces.
+template <class S>
+struct Dots {
+    int64_t stack, batch, columns;
+    const S *a, *b;
+    int64_t parts;
+    Wide<S>* sums;
+};
+
+// Block (samples, part).
 template <class S, int team>
-__global__ void __launch_bounds__(row_threads, 4)
-    dot_kernel(const Stack of, const S* a, const S* b, int64_t each, Wide<S>* sums) {
+__global__ void __launch_bounds__(row_threads, 4) dot_kernel(const __grid_constant__ Dots<S> p) {
     using T = Wide<S>;
     GRADREG_FAST_STATIC_SHARED(T[row_warps][1], shared);
     const int64_t sample = own_team<team>();
-    if (sample >= of.batch) return;  // a whole team
-    const int64_t pieces = pieces_of<S>(of), total = pieces * of.stack, begin = blockIdx.y * each;
-    const int64_t end = begin + each < total ? begin + each : total;
+    if (sample >= p.batch) return;  // a whole team
+    const int64_t pieces = pieces_of<S>(p.columns), total = pieces * p.stack, each = (total + p.parts - 1) / p.parts;
+    const int64_t begin = blockIdx.y * each, end = begin + each < total ? begin + each : total;
     T sum[1] = {}, left[width<S>], right[width<S>];
     for (int64_t piece = begin + threadIdx.x % team; piece < end; piece += team) {
         const int64_t k = piece / pieces, column = (piece - k * pieces) * width<S>;
-        const int64_t offset = (k * of.batch + sample) * of.columns;
-        load(a + offset, column, of.columns, left);
-        if (a == b)
+        const int64_t offset = (k * p.batch + sample) * p.columns;
+        load(p.a + offset, column, p.columns, left);
+        if (p.a == p.b)
             for (int i = 0; i < width<S>; ++i)
                 right[i] = left[i];
         else
-            load(b + offset, column, of.columns, right);
+            load(p.b + offset, column, p.columns, right);
         for (int i = 0; i < width<S>; ++i)
             sum[0] += left[i] * right[i];
     }
     add_team<team>(sum, shared);
-    if (threadIdx.x % team == 0) sums[blockIdx.y * of.batch + sample] = sum[0];
+    if (threadIdx.x % team == 0) p.sums[blockIdx.y * p.batch + sample] = sum[0];
+}
+
+// For a `launch(kernel, columns, rows of blocks, shared bytes, parameters)`; there must be samples.
+template <class S, class Launch>
+void launch_dots(const Dots<S>& p, const Launch& launch) {
+    const bool small = p.stack * p.columns * int64_t(sizeof(S)) <= warp_bytes;
+    const int64_t each = small ? row_warps : 1;
+    launch(small ? dot_kernel<S, 32> : dot_kernel<S, row_threads>, int((p.batch + each - 1) / each), int(p.parts), 0,
+           p);
 }
 
 template <class S>
 __global__ void __launch_bounds__(row_threads, 4)
     scale_kernel(const Stack of, const S* a, const S* b, const Wide<S>* factor, S* result) {
     using T = Wide<S>;
-    const int64_t pieces = pieces_of<S>(of), index = int64_t(blockIdx.x) * row_threads + threadIdx.x;
+    const int64_t pieces = pieces_of<S>(of.columns), index = int64_t(blockIdx.x) * row_threads + threadIdx.x;
     if (index >= of.stack * of.batch * pieces) return;
     const int64_t row = index / pieces, column = (index - row * pieces) * width<S>, offset = row * of.columns;
     const T scale = factor[row % of.batch];

@@ -14,6 +14,10 @@ const char* problem() {
     return error == cudaSuccess ? "" : cudaGetErrorString(error);
 }
 
+void use_device(int index) {
+    check(cudaSetDevice(index));
+}
+
 Device current_device() {
     Device device;
     int index = 0;

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "common/tensors.h"
+#include "cuda/runtime.h"
 #include "cuda/types.h"
 
 // Only a torch with CUDA has it.
@@ -23,6 +24,7 @@ class OnDevice {
         if (tensor.is_cpu()) return;  // in tests
         const auto index = tensor.get_device_index();
         guard.emplace(index);
+        use_device(index);
         STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &current));
     }
     void* stream() const { return current; }

@@ -13,6 +13,7 @@
 // An operand says where a number is:
 //
 //   Storage, across         its numbers, and whether those with the same place in `inner` lie side by side
+//   data                    an address in its memory
 //   whole                   whether 16 bytes along its rows are aligned, and all there or all not
 //   outer(i), inner(k)      what follows from one place alone, worked out once
 //   at(outer, inner)        the number's address; null: zero
@@ -62,6 +63,11 @@ class Feed {
     static __device__ __forceinline__ int along() { return threadIdx.x % pieces * piece; }
     static __device__ __forceinline__ int row_of(int i) { return threadIdx.x / pieces + i * (threads / pieces); }
 
+    template <int bytes>
+    __device__ __forceinline__ void copy(S* to, const S* from) const {
+        copy_async<bytes>(to, from ? from : operand.data, from);
+    }
+
   public:
     __device__ __forceinline__ Feed(const Operand& operand, int64_t first) : operand(operand), first(first) {
         if constexpr (Operand::across) {
@@ -81,19 +87,19 @@ class Feed {
                 const int inner = Operand::across ? i / lines : i % Place::depth;
                 const S* const from = operand.at(operand.outer(first + line), operand.inner(k + inner));
                 if constexpr (sizeof(S) >= 4)
-                    copy_async<sizeof(S)>(to + Place::at(line, inner), from);
+                    copy<sizeof(S)>(to + Place::at(line, inner), from);
                 else
                     to[Place::at(line, inner)] = from ? *from : S{};
             }
         } else if constexpr (Operand::across) {
 #pragma unroll
             for (int i = 0; i < each; ++i)
-                copy_async<16>(to + Place::at(along(), row_of(i)), operand.at(outers[0], operand.inner(k + row_of(i))));
+                copy<16>(to + Place::at(along(), row_of(i)), operand.at(outers[0], operand.inner(k + row_of(i))));
         } else {
             const auto inner = operand.inner(k + along());
 #pragma unroll
             for (int i = 0; i < each; ++i)
-                copy_async<16>(to + Place::at(row_of(i), along()), operand.at(outers[i], inner));
+                copy<16>(to + Place::at(row_of(i), along()), operand.at(outers[i], inner));
         }
     }
 };

@@ -1,4 +1,7 @@
-"""Activations by compiled passes: every sweep reads each operand once and writes each result once."""
+"""Activations by compiled passes: a sweep reads each operand and writes each result once, in place where it may."""
+
+from copy import copy
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,20 +22,39 @@ class ActivationPasses(Activation):
         settings: of phi.
     """
 
+    compiled = True
+    fresh = True
+    overwrites = False
+
     def __init__(self, activation: Activation, kind: int, settings: tuple[float, float]) -> None:
         self.curvature_free = activation.curvature_free
         self.meets_below = activation.meets_below
         self.phi = kind, settings
+        self.in_place = activation.in_place
+
+    @cached_property
+    def overwriting(self):
+        rule = copy(self)
+        rule.overwrites = self.curvature_free
+        return rule
 
     def evaluate(self, z):
-        z = z if z.is_contiguous() or is_channels_last(z) else z.contiguous()
-        y, mask = torch.ops.gradreg_fast.activate(z, *self.phi, self.phi[0] in FROM_MASK)
-        kept = mask if self.phi[0] in FROM_MASK else y if self.phi[0] in FROM_RESULT else z
+        z, masked = dense(z), self.phi[0] in FROM_MASK
+        if self.in_place:
+            y, mask = z, torch.ops.gradreg_fast.activate_(z, *self.phi, masked)
+        else:
+            y, mask = torch.ops.gradreg_fast.activate(z, *self.phi, masked)
+        kept = mask if masked else y if self.phi[0] in FROM_RESULT else z
         return y, (kept, z.shape, z.stride())
 
     def slope(self, saved, v):
         kept, shape, strides = saved
-        return torch.ops.gradreg_fast.activation_slope(kept, laid_out(v, shape, strides), shape.numel(), *self.phi)
+        v = laid_out(v, shape, strides)
+        stack = v if v.dim() > len(shape) else v.unsqueeze(0)
+        if self.overwrites:
+            torch.ops.gradreg_fast.activation_slope_(kept, stack, *self.phi)
+            return v
+        return torch.ops.gradreg_fast.activation_slope(kept, stack, *self.phi).view_as(v)
 
     def bend(self, saved, w):
         return self._bend(saved, None, w)
@@ -55,6 +77,11 @@ class ActivationPasses(Activation):
         kept, shape, strides = saved
         d, w = (None if term is None else laid_out(term, shape, strides) for term in (d, w))
         return torch.ops.gradreg_fast.activation_bend(kept, d, w, *self.phi, self.meets_below)
+
+
+def dense(x: Tensor) -> Tensor:
+    """x, contiguous or channels last."""
+    return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
 
 
 def laid_out(tensor: Tensor, shape: torch.Size, strides: tuple[int, ...]) -> Tensor:

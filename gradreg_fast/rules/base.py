@@ -56,6 +56,8 @@ class Rule:
         aliases: the result may share memory with an input.
         makes_pieces: `pull` returns a fresh tensor, to which `pull_into` may add.
         meets_below: `curvature` takes the cotangents of the inputs (what `pull` returned) instead of the output's.
+        compiled: the sweeps are operations of this package's library.
+        fresh: `pull` and `push` return tensors that nobody else has, so that the next node may overwrite them.
     """
 
     curvature_free = True
@@ -63,10 +65,17 @@ class Rule:
     meets_below = False
     makes_pieces = False
     aliases = False
+    compiled = False
+    fresh = False
 
     def couples(self, dims: int) -> bool:
         """`couples_samples` for inputs with this many dimensions."""
         return self.couples_samples
+
+    @property
+    def overwriting(self) -> "Rule":
+        """This rule, whose `pull`, `push` and `descend` may overwrite the stack or adjoint that they are given."""
+        return self
 
     def forward(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor | None], extras: Sequence) -> tuple:
         """``y = n(x)``; returns ``(y, saved)``."""
@@ -75,6 +84,11 @@ class Rule:
     def pull(self, saved: Saved, parameters: Sequence[Tensor | None], u: Tensor) -> tuple[Tensor, ...]:
         """``u_x = J^T u``, a stack for each input."""
         raise NotImplementedError
+
+    def pull_keeping(self, saved: Saved, parameters: Sequence[Tensor | None], u: Tensor) -> tuple:
+        """`pull`, and what `curvature` is to meet: for rules that meet more than a cotangent at one end."""
+        pulled = self.pull(saved, parameters, u)
+        return pulled, pulled if self.meets_below else u
 
     def push(self, saved: Saved, parameters: Sequence[Tensor | None], xdots: Sequence[Tensor]) -> Tensor:
         """``ydot = J xdot``."""
@@ -160,6 +174,20 @@ class Rule:
         """
         self.curvature(saved, parameters, u, xdots, gradients)
         self.gradient(saved, parameters, per_sample(scale, u[0]) * u[0], gradients)
+
+    def meet_proportional(
+        self,
+        saved: Saved,
+        parameters: Sequence[Tensor | None],
+        u: Tensor | tuple[Tensor, ...],
+        xdots: Sequence[Tensor],
+        scale: Tensor,
+        gradients: NodeGradients,
+        push: bool,
+    ) -> Tensor | None:
+        """`proportional` and, if asked for, `push`: for rules that do both at once."""
+        self.proportional(saved, parameters, u, xdots, scale, gradients)
+        return self.push(saved, parameters, xdots) if push else None
 
     def flops(self, parameters: Sequence[Tensor | None], shape: torch.Size, inputs: Sequence[torch.Size | None]) -> int:
         """Operations of this node's products for one batch whose output and inputs have these shapes; 0 without any."""

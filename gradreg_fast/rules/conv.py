@@ -1,6 +1,7 @@
 """Convolutions: linear in x; the three products of a layer are one aten call each."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -22,6 +23,7 @@ class Conv(Rule):
     Parameters are ``W [out, in / groups, *kernel]`` and ``b [out]`` or None.
     """
 
+    fresh = True
     transposed = False
 
     def __init__(self, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> None:
@@ -66,6 +68,12 @@ class Conv(Rule):
 
     def flops(self, parameters, shape, inputs):
         return 2 * shape.numel() * math.prod(parameters[0].shape[1:])
+
+    def output_shape(self, shape: Sequence[int], weight: Tensor) -> torch.Size:
+        """The shape of y from that of x."""
+        spans = [step * (size - 1) + 1 for step, size in zip(self.dilation, weight.shape[2:], strict=True)]
+        sizes = zip(shape[2:], spans, self.stride, self.padding, strict=True)
+        return torch.Size([shape[0], len(weight), *((n + 2 * p - span) // s + 1 for n, span, s, p in sizes)])
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return aten.convolution(x, weight, bias, *self._settings())

@@ -22,6 +22,9 @@ class ConvBlock(Rule):
         channels_last: layout of resulting images.
     """
 
+    compiled = True
+    fresh = True
+
     def __init__(
         self,
         conv: Conv,

@@ -12,6 +12,8 @@ from gradreg_fast.rules.call import Call, function, module
 class Linear(Rule):
     """``y = x W^T + b`` over the last dimension; parameters ``W [n, d]`` and ``b [n]`` or None."""
 
+    fresh = True
+
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
         weight, bias = parameters

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from gradreg_fast.rules.activation_passes import laid_out
-from gradreg_fast.rules.base import Rule, is_channels_last
+from gradreg_fast.rules.activation_passes import dense, laid_out
+from gradreg_fast.rules.base import Rule
 from gradreg_fast.rules.norm import BatchNormTrain, GroupNorm, LayerNorm, RootMeanSquareNorm
 
 
@@ -17,6 +17,8 @@ class Passes(Rule):
         operations: names of the operations behind `project` and `meet`.
     """
 
+    compiled = True
+    fresh = True
     operations = "norm_project", "norm_meet"
 
     def pull(self, saved, parameters, u):
@@ -63,7 +65,7 @@ class BatchNormPasses(Passes, BatchNormTrain):
     """Batch normalisation with batch statistics."""
 
     def forward(self, inputs, parameters, extras):
-        return super().forward((_dense(inputs[0]),), parameters, extras)
+        return super().forward((dense(inputs[0]),), parameters, extras)
 
 
 class GroupNormPasses(Passes, GroupNorm):
@@ -89,11 +91,6 @@ class RootMeanSquarePasses(Passes, RootMeanSquareNorm):
         eps = torch.finfo(x.dtype).eps if self.eps is None else self.eps
         y, inverse = torch.ops.aten._fused_rms_norm(x, self.shape, parameters[0], eps)
         return y, (x, None, inverse)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """x, contiguous or channels last."""
-    return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
 
 
 def _constants(saved: tuple, weight: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -47,6 +47,8 @@ class MaxPool(Rule):
         dims: of an image.
     """
 
+    fresh = True
+
     def __init__(self, windows, shape: Windows | None = None, dims: int = 2) -> None:
         self.windows = windows
         self.shape = shape
@@ -84,17 +86,26 @@ class AveragePool(Rule):
         shape: the windows, if these settings say it all and each average is over a whole window.
     """
 
+    fresh = True
+
     def __init__(self, windows, backward, shape: Windows | None = None) -> None:
         self.windows = windows
         self.backward = backward
         self.shape = shape
 
     def forward(self, inputs, parameters, extras):
-        return self.windows(inputs[0]), (inputs[0].shape,)
+        return self.windows(inputs[0]), (inputs[0].shape, is_channels_last(inputs[0]))
 
     def pull(self, saved, parameters, u):
-        (shape,) = saved
-        return (map_rows(lambda rows: self.backward(rows, shaped(rows, (rows.shape[0], *shape[1:]))), u),)
+        shape, last = saved
+
+        def pull(rows):
+            x = shaped(rows, (rows.shape[0], *shape[1:]))
+            if last:  # the result takes its layout, which `rows` are brought to
+                x = torch.empty_like(x, memory_format=torch.channels_last)
+            return self.backward(rows, x)
+
+        return (map_rows(pull, u),)
 
     def push(self, saved, parameters, xdots):
         return map_rows(self.windows, xdots[0])

@@ -1,6 +1,7 @@
 """The benchmark's networks are the same functions for every peer, and its check finds wrong numbers."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -34,6 +35,15 @@ def test_peers_agree_with_float64(case):
     for peer in UNCOMPILED:
         if not peer.unavailable(case, "cpu"):
             assert difference(peer(case).numbers(), truth) < 1e-3, peer.name
+
+
+@named("lenet-relu-double-backprop", "frobenius-784-512-10-tanh")
+def test_our_compiled_step_agrees_with_float64(case, monkeypatch):
+    """As Dynamo traces it; Inductor, which takes minutes for some, is left out."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    case = balanced(case)
+    truth = Autograd(case, dtype=torch.float64).numbers()
+    assert difference(PEERS["gradreg_fast-compiled"](case).numbers(), truth) < 1e-3
 
 
 @named("resnet-batchnorm-double-backprop", "lenet-relu-double-backprop", "r3gan-critic-r1-r2", "eikonal-256x8-softplus")

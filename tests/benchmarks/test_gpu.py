@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from benchmarks.gpu.crossover import widest
+from benchmarks.gpu.crossover import largest, rewritten, table
+from gradreg_fast import measured
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +23,9 @@ def run(*command, **options):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
 
 
-@pytest.mark.parametrize("name, columns", [("ceilings", {"bytes", "share"}), ("crossover", {"kernel_ms", "lines_ms"})])
+@pytest.mark.parametrize(
+    "name, columns", [("ceilings", {"bytes", "share"}), ("crossover", {"kernel_ms", "without_ms"})]
+)
 def test_measurements_leave_their_results(tmp_path, name, columns):
     command = [sys.executable, "-m", f"benchmarks.gpu.{name}", "--quick", "--device", "cpu", "--out", str(tmp_path)]
     done = run(*command)
@@ -38,10 +42,25 @@ def test_measurements_leave_their_results(tmp_path, name, columns):
 
 def test_the_crossover_is_where_kernels_fall_behind_for_the_first_time():
     ratios = {16: 3.0, 32: 1.5, 64: 0.8, 128: 1.2}
-    row = {"dtype": "float32", "tile": "chosen", "rows": 1, "kernel_ms": 1.0}
-    rows = [row | {"width": width, "lines_ms": ratio} for width, ratio in ratios.items()]
-    assert widest(rows, "float32") == 32
-    assert widest([row | {"lines_ms": 0.5} for row in rows], "float32") == 0
+    row = {"kind": "width", "dtype": "torch.float32", "tile": "chosen", "samples": 1, "kernel_ms": 1.0}
+    rows = [row | {"size": width, "without_ms": ratio} for width, ratio in ratios.items()]
+    rows += [row | {"tile": "64"}, row | {"kind": "channels"}]
+    assert table(rows, "width") == {"torch.float32": 32}
+    assert largest([row | {"size": 16, "without_ms": 0.5}]) == 0
+
+
+def test_the_tables_are_written_anew():
+    """Again for the same device, and beside another's; comments stay."""
+    source = Path(measured.__file__).read_text()
+    for device, width in (((9, 0), 64), ((8, 0), 96), ((9, 0), 128)):
+        tables = {"width": {"torch.float32": width, "torch.bfloat16": 2 * width}, "channels": {"torch.float64": 8}}
+        source = rewritten(source, device, tables)
+    found: dict = {}
+    exec(source, found)
+    latest = {(9, 0): {torch.float32: 128, torch.bfloat16: 256}, (8, 0): {torch.float32: 96, torch.bfloat16: 192}}
+    assert found["WIDTHS"] == latest
+    assert found["CHANNELS"] == {key: {torch.float64: 8} for key in latest}
+    assert source.count("# ") == Path(measured.__file__).read_text().count("# ")
 
 
 def test_the_script_ends_in_time_and_says_what_it_left_out(tmp_path):

@@ -26,5 +26,9 @@ def cuda_operations(monkeypatch):
     monkeypatch.setattr(torch.ops, "gradreg_fast", operations)
     monkeypatch.setitem(module.KERNELS, "cpu", "cuda")
     monkeypatch.setattr(module, "cuda_library", lambda: (operations, ""))
-    with gradreg_fast.backend("cuda"):
-        yield operations
+    torch.use_deterministic_algorithms(True)  # with memory that nobody has written to full of NaN
+    try:
+        with gradreg_fast.backend("cuda"):
+            yield operations
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -218,7 +218,8 @@ void run(const Convolution& c, int64_t stack, Kind kind, Device device) {
     using S = typename Arithmetic::Storage;
     const int64_t outer = c.pixels() * c.outputs, inner = c.samples * c.size[0] * c.size[1] * c.inputs;
     const int64_t weights = int64_t(c.outputs) * c.taps() * c.inputs;
-    Memory<S> x(stack * inner), u(stack * outer), y(outer), state(outer), ydot(stack * outer), below(stack * inner);
+    Memory<S> x(stack * inner), u(stack * outer), y(outer), state(outer), ydot(stack * outer), below(stack * inner),
+        above(stack * inner);
     Memory<S> weight(weights), bias(c.outputs), gradient(weights);
     Memory<Wide<S>> second(outer), terms(stack * outer);
     const auto at = [](const auto& memory) { return memory.pointer.get(); };
@@ -230,7 +231,11 @@ void run(const Convolution& c, int64_t stack, Kind kind, Device device) {
     const Convolve<Arithmetic, Launcher> convolve(c, device, Launcher{cuda_on_cpu::Order::Shuffled, -1});
     convolve.forward({at(x), at(weight), at(bias), kind, settings, at(y), at(state)});
     convolve.push({stack, at(x), at(weight), at(state), at(u), kind, settings, at(ydot), at(second), at(terms)});
-    convolve.pull(stack, at(u), at(weight), at(below));
+    Down<S> down{};
+    down.rows = c.samples * c.size[0] * c.size[1], down.lines = stack * down.rows, down.columns = c.inputs;
+    down.kind = kind, down.settings = settings;
+    down.state = at(x), down.above = at(above), down.result = at(below);
+    convolve.pull(stack, at(u), at(weight), down);
     const GradientPlan plan = plan_gradient<S>(c, stack, device);
     Memory<Wide<S>> sums(plan.slices * weights);
     convolve.gradient(stack, at(u), at(x), plan, at(sums), at(gradient));

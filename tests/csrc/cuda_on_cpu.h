@@ -62,15 +62,17 @@ namespace cuda_on_cpu {
 
 enum class Order { Forward, Reversed, Shuffled };
 
+constexpr int warp_size = 32;
+constexpr size_t most_shared_bytes = 227 * 1024;    // of sm_90 and sm_100
+constexpr size_t unasked_shared_bytes = 48 * 1024;  // of a kernel that has not asked for more
+
 struct Launch {
     dim3 grid, block;
     size_t shared_bytes = 0;
     Order order = Order::Forward;
     int skipped_barrier = -1;  // number of the __syncthreads that has no effect, counted from 0 in each block
+    size_t most_shared_bytes = cuda_on_cpu::most_shared_bytes;  // static arrays included
 };
-
-constexpr int warp_size = 32;
-constexpr size_t most_shared_bytes = 227 * 1024;  // of sm_90 and sm_100
 
 // Memory with known bytes on either side.
 class Guarded {
@@ -322,7 +324,7 @@ inline void launch(const Launch& launch, const std::function<void()>& kernel) {
             intact = intact && memory.intact();
         }
         if (!intact) throw std::runtime_error("written beyond shared memory");
-        if (bytes > most_shared_bytes) throw std::runtime_error("more shared memory than there is");
+        if (bytes > launch.most_shared_bytes) throw std::runtime_error("more shared memory than there is");
     }
 }
 
@@ -486,10 +488,11 @@ void load_matrices(uint32_t (&to)[4], const void* row) {
     __syncwarp();
 }
 
-inline void copy_async(void* to, const void* from, int bytes) {
-    if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
+inline void copy_async(void* to, const void* from, int bytes, bool there) {
+    if (reinterpret_cast<uintptr_t>(to) % bytes || (there && reinterpret_cast<uintptr_t>(from) % bytes))
         fail("asynchronous copies want addresses that are multiples of their size");
-    const Copy copy{to, from, bytes};
+    if (!from) fail("asynchronous copies want an address in memory, also of nothing");
+    const Copy copy{to, there ? from : nullptr, bytes};
     if (the_block->order == Order::Forward)
         copy.land();
     else

@@ -13,6 +13,8 @@
 #define gradreg_fast gradreg_fast_on_cpu
 #define CUDA CPU  // the key of the operations
 
+#include "cuda/start.cuh"
+
 namespace gradreg_fast::cuda {
 
 // In place of cuda/start.cuh's; the order of threads is chosen by the test.
@@ -21,7 +23,8 @@ extern cuda_on_cpu::Order order;
 template <class... Parameters, class... Arguments>
 void start(void (*kernel)(Parameters...), dim3 blocks, unsigned threads, size_t shared_bytes, void*,
            const Arguments&... arguments) {
-    cuda_on_cpu::launch({blocks, {threads, 1, 1}, shared_bytes, order}, [&] { kernel(arguments...); });
+    const size_t most = must_ask(shared_bytes) ? cuda_on_cpu::most_shared_bytes : cuda_on_cpu::unasked_shared_bytes;
+    cuda_on_cpu::launch({blocks, {threads, 1, 1}, shared_bytes, order, -1, most}, [&] { kernel(arguments...); });
 }
 
 }  // namespace gradreg_fast::cuda

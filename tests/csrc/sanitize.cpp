@@ -12,7 +12,9 @@
 #include "cpu/active.h"
 #include "cpu/capability.h"
 #include "cpu/conv.h"
+#include "cpu/elementwise.h"
 #include "cpu/layer_norm.h"
+#include "cpu/max_pool.h"
 #include "cpu/mlp.h"
 #include "cpu/norm.h"
 
@@ -302,6 +304,32 @@ void run_all(const NormKernels<T>& kernels) {
                 }
 }
 
+// The passes of activations with a mask, with results and with arguments.
+template <class T>
+void run_all(const ElementwiseKernels<T>& kernels) {
+    for (const Kind kind : {Kind::LeakyReLU, Kind::Tanh, Kind::SiLU})
+        for (const int64_t count : {1, 63, 200})
+            for (const int64_t K : {1, 2}) {
+                Block<T> z(count), y(count), u(K * count), xdot(K * count), w(count), ydot(K * count);
+                Block<uint8_t> mask(mask_bytes(count, sizeof(T)));
+                const bool masked = kind == Kind::LeakyReLU;
+                Elementwise pass{kind, {0.2, 0}, count, nullptr, nullptr};
+                const auto each = [&](const auto& function) { in_parts(count, function, 64); };
+                each([&](int64_t begin, int64_t end) {
+                    kernels.value(pass, z.get(), y.get(), masked ? mask.get() : nullptr, begin, end);
+                });
+                masked ? void(pass.mask = mask.get()) : void(pass.kept = kind == Kind::Tanh ? y.get() : z.get());
+                each([&](int64_t begin, int64_t end) { kernels.slope(pass, u.get(), K, u.get(), begin, end); });
+                if (masked) continue;
+                each([&](int64_t begin, int64_t end) {
+                    kernels.meet(pass, u.get(), xdot.get(), K, w.get(), ydot.get(), begin, end);
+                });
+                each([&](int64_t begin, int64_t end) {
+                    kernels.bend(pass, u.get(), w.get(), true, y.get(), begin, end);
+                });
+            }
+}
+
 // The same for normalisations over rows.
 template <class T>
 void run_all(const RowNormKernels<T>& kernels) {
@@ -323,28 +351,57 @@ void run_all(const RowNormKernels<T>& kernels) {
             }
 }
 
+// Maxima over windows that are tiles, that overlap, and that leave gaps.
+template <class T>
+void run_all(const MaxPoolKernels<T>& kernels) {
+    const MaxPool forms[] = {{0, 0, {6, 4}, {3, 2}, {2, 2}, {2, 2}, {0, 0}, true, 0},
+                             {0, 0, {5, 7}, {3, 7}, {3, 3}, {2, 1}, {1, 1}, false, 0.2},
+                             {0, 0, {7, 5}, {3, 2}, {1, 2}, {3, 3}, {0, 0}, false, 1}};
+    for (MaxPool pool : forms)
+        for (const int64_t channels : {1, 5, 33})
+            for (const int64_t K : {1, 2}) {
+                pool.planes = 30, pool.channels = channels;
+                const int64_t z_count = pool.planes * pool.image(), y_count = pool.planes * pool.pooled_image();
+                Block<T> z(z_count), y(y_count), xdot(K * z_count), u(K * y_count), ydot(K * y_count);
+                Block<uint8_t> code(y_count);
+                in_parts(pool.planes, [&](int64_t begin, int64_t end) {
+                    kernels.forward(pool, z.get(), y.get(), code.get(), begin, end);
+                    kernels.push(pool, code.get(), xdot.get(), K, ydot.get(), begin, end);
+                    kernels.pull(pool, code.get(), u.get(), K, xdot.get(), begin, end);
+                });
+            }
+}
+
 int main() {
     const Capability capability = cpu_capability();
     run_all(mlp_kernels_baseline<float>());
     run_all(active_kernels_baseline<float>());
     run_all(conv_kernels_baseline<float>());
     run_all(norm_kernels_baseline<float>());
+    run_all(max_pool_kernels_baseline<float>());
+    run_all(elementwise_kernels_baseline<float>());
     run_all(row_norm_kernels_baseline<float>());
     run_all(mlp_kernels_baseline<double>());
     run_all(active_kernels_baseline<double>());
     run_all(conv_kernels_baseline<double>());
     run_all(norm_kernels_baseline<double>());
+    run_all(max_pool_kernels_baseline<double>());
+    run_all(elementwise_kernels_baseline<double>());
     run_all(row_norm_kernels_baseline<double>());
     if (capability >= Capability::AVX2) {
         run_all(mlp_kernels_avx2<float>());
         run_all(active_kernels_avx2<float>());
         run_all(conv_kernels_avx2<float>());
         run_all(norm_kernels_avx2<float>());
+        run_all(max_pool_kernels_avx2<float>());
+        run_all(elementwise_kernels_avx2<float>());
         run_all(row_norm_kernels_avx2<float>());
         run_all(mlp_kernels_avx2<double>());
         run_all(active_kernels_avx2<double>());
         run_all(conv_kernels_avx2<double>());
         run_all(norm_kernels_avx2<double>());
+        run_all(max_pool_kernels_avx2<double>());
+        run_all(elementwise_kernels_avx2<double>());
         run_all(row_norm_kernels_avx2<double>());
     }
     if (capability >= Capability::AVX512) {
@@ -352,11 +409,15 @@ int main() {
         run_all(active_kernels_avx512<float>());
         run_all(conv_kernels_avx512<float>());
         run_all(norm_kernels_avx512<float>());
+        run_all(max_pool_kernels_avx512<float>());
+        run_all(elementwise_kernels_avx512<float>());
         run_all(row_norm_kernels_avx512<float>());
         run_all(mlp_kernels_avx512<double>());
         run_all(active_kernels_avx512<double>());
         run_all(conv_kernels_avx512<double>());
         run_all(norm_kernels_avx512<double>());
+        run_all(max_pool_kernels_avx512<double>());
+        run_all(elementwise_kernels_avx512<double>());
         run_all(row_norm_kernels_avx512<double>());
     }
     std::printf("no errors, up to %s\n", capability_name(capability));

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 import gradreg_fast
-from gradreg_fast import blocks, ops
+from gradreg_fast import measured, ops
 from gradreg_fast.blocks import with_blocks
 from gradreg_fast.rules.conv_products import ConvProducts
 from tests.parity import assert_primitives, evaluate, norm, value_and_vjp
@@ -85,27 +85,35 @@ def test_sweeps(cuda_operations, shape, arithmetic):
     for name in ("tanh", "silu"):
         kind, settings, phi = CASES[name]
         given = options(*geometry, kind), [float(value) for value in settings] + [1.0] * tf32
-        y, kept = cuda_operations.conv_forward(x, weight, bias, *given)
+        y, state = cuda_operations.image_forward(x, weight, bias, *given)
         z = convolve(exact(x), exact(weight), bias.double())
         value, slope, bend = derivatives(phi, z)
         close(y, value, tolerance)
         if name == "tanh":  # whose derivatives are those of the rounded result
-            kept, slope = y, 1 - y.double() ** 2
+            state, slope = y, 1 - y.double() ** 2
             bend = -2 * y.double() * slope
         u = images(K, *y.shape, dtype=dtype)
+        u_z = cuda_operations.image_slope(u, state, None, kind, given[1][:2])
+        close(u_z, slope * u.double(), tolerance)
         zdot = torch.stack([convolve(exact(member), exact(weight)) for member in xdot])
-        ydot, second, gradient = cuda_operations.conv_push(xdot, u, kept, weight, *given, True, True, True)
+        met = u_z if name == "tanh" else u
+        ydot, second = cuda_operations.image_push(xdot, met, state, weight, *given, True)
         close(ydot, slope * zdot, tolerance)
         close(second, (bend * u.double() * zdot).sum(0).movedim(1, -1).flatten(), tolerance)
-        u_z = (slope * u.double()).to(dtype)
+        gradient = cuda_operations.image_gradient(u_z, xdot, weight, *given)
         close(gradient, transposed(u_z.flatten(0, 1), xdot.flatten(0, 1), 0), tolerance)
-        (pulled,) = cuda_operations.conv_pull(u, None, None, kept, weight, x.shape, *given, True, False)
-        close(pulled.flatten(0, 1), transposed(u_z.flatten(0, 1), xdot.flatten(0, 1), 1), tolerance)
-        d_z = (slope * u[0].double() + second.double().view(B, *y.shape[2:], outputs).movedim(-1, 1)).to(dtype)
-        results = cuda_operations.conv_pull(u[:1], second, x, kept, weight, x.shape, *given, True, True)
-        close(results[0][0], transposed(d_z, x, 1), tolerance)
-        close(results[1], transposed(d_z, x, 0), tolerance)
-        close(results[2], d_z.double().sum((0, 2, 3)), tolerance)
+        term = second.view(B, *y.shape[2:], outputs).movedim(-1, 1)
+        d_z = cuda_operations.image_slope(u[:1], state, second, kind, given[1][:2])
+        close(d_z, slope * u[:1].double() + term.double(), tolerance)
+        # through the convolution to what made x: an activation like the other
+        v = transposed(u_z.flatten(0, 1), xdot.flatten(0, 1), 1).unflatten(0, (K, B))
+        below = 1 - x.double() ** 2 if name == "tanh" else derivatives(phi, x.double())[1]
+        term = torch.randn(x.numel(), dtype=torch.promote_types(dtype, torch.float32))
+        pulled, above = cuda_operations.image_pull(u_z, weight, x, None, size, *given, True)
+        close(pulled, below * v, tolerance)
+        close(above, v, tolerance)
+        (pulled,) = cuda_operations.image_pull(u_z[:1], weight, x, term, size, *given, False)
+        close(pulled[0], below * v[0] + term.double().view(B, *size, inputs).movedim(-1, 1), tolerance)
 
 
 def network(phi, outputs):
@@ -114,17 +122,21 @@ def network(phi, outputs):
 
 
 def products(model, x):
+    """How many convolutions each node of them has."""
     graph, tensors = ops.prepare(model, x)
-    return [node.rule for node in with_blocks(graph, x, tensors).nodes if node and type(node.rule) is ConvProducts]
+    rules = [node.rule for node in with_blocks(graph, x, tensors).nodes if node]
+    return [len(rule.layers) for rule in rules if isinstance(rule, ConvProducts)]
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("outputs", [1, 3])
-@pytest.mark.parametrize("phi", [nn.ReLU(), nn.LeakyReLU(0.2), nn.LeakyReLU(-0.2), nn.Tanh(), nn.GELU()], ids=str)
+@pytest.mark.parametrize(
+    "phi", [nn.ReLU(), nn.LeakyReLU(0.2), nn.LeakyReLU(-0.2), nn.Tanh(), nn.Softplus(), nn.GELU()], ids=str
+)
 def test_networks(cuda_operations, phi, outputs):
-    """All sweeps, against autograd's double backward; images as they are and channels last."""
+    """All sweeps of two in a row, against autograd's double backward; images as they are and channels last."""
     model, x = network(phi, outputs), torch.randn(2, 2, 8, 8)
-    assert len(products(model, x)) == 2
+    assert products(model, x) == [2]
     assert_primitives(model, x)
     assert_primitives(model, x.contiguous(memory_format=torch.channels_last))
 
@@ -134,7 +146,7 @@ def test_networks_with_other_layers(cuda_operations):
     layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.SiLU(), nn.Conv2d(4, 2, 2, dilation=2), nn.Conv2d(2, 2, 1)
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 2))
     x = torch.randn(3, 1, 8, 8)
-    assert len(products(model, x)) == 3
+    assert products(model, x) == [1, 2]
     assert_primitives(model, x)
     y, g = gradreg_fast.value_and_vjp(network(nn.SiLU(), 2), torch.randn(0, 2, 8, 8))
     (y.sum() + g.sum()).backward()
@@ -175,12 +187,13 @@ def test_float32_products_are_those_that_pytorch_is_told_to_use(cuda_operations)
 @pytest.mark.parametrize("order", ORDERS)
 def test_orders_of_threads(cuda_operations, order):
     """The same bits: sums do not depend on them."""
-    x, weight = images(2, 8, 6, 6, dtype=torch.bfloat16), images(16, 8, 3, 3, dtype=torch.bfloat16)
-    given, found = (options((1, 1), (1, 1), (1, 1), 0), [0.0, 0.0]), []
+    x, weight = images(1, 2, 8, 6, 6, dtype=torch.bfloat16), images(16, 8, 3, 3, dtype=torch.bfloat16)
+    given, found = (options((1, 1), (1, 1), (1, 1), 4), [0.0, 0.0]), []
     for choice in (0, order):
         library()[1](choice)
-        y, _ = cuda_operations.conv_forward(x, weight, None, *given)
-        found.append((y, *cuda_operations.conv_pull(y[None], None, x, y, weight, x.shape, *given, True, True)))
+        y, _ = cuda_operations.image_forward(x[0], weight, None, *given)
+        (pulled,) = cuda_operations.image_pull(y[None], weight, x[0], None, (6, 6), *given, False)
+        found.append((y, pulled, cuda_operations.image_gradient(y[None], x, weight, *given)))
     assert all(map(torch.equal, *found))
 
 
@@ -192,19 +205,23 @@ def test_what_is_left_to_pytorch(cuda_operations, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with gradreg_fast.backend("auto"):
         assert not products(model, x)
-        monkeypatch.setitem(blocks.CHANNELS_ON_CUDA, (9, 0), {torch.float32: 8})
-        assert len(products(model, x)) == 1
+        monkeypatch.setitem(measured.CHANNELS, (9, 0), {torch.float32: 8})
+        assert products(model, x) == [1]
 
 
 def test_wrong_arguments_are_told(cuda_operations):
     x, weight = torch.randn(2, 3, 5, 5), images(4, 3, 3, 3, dtype=torch.float32)
     given = options((1, 1), (0, 0), (1, 1), 4), [0.0, 0.0]
     with pytest.raises(RuntimeError, match="x must be channels last"):
-        cuda_operations.conv_forward(x, weight, None, *given)
+        cuda_operations.image_forward(x, weight, None, *given)
     with pytest.raises(RuntimeError, match="do not pool"):
-        cuda_operations.conv_forward(x, weight, None, [*given[0][:6], 1, 2, 2, 2, 2, *given[0][11:]], given[1])
+        cuda_operations.image_forward(x, weight, None, [*given[0][:6], 1, 2, 2, 2, 2, *given[0][11:]], given[1])
     with pytest.raises(RuntimeError, match="a stride or a dilation"):
-        cuda_operations.conv_forward(x, weight, None, [2, 2, 0, 0, 2, 2, *given[0][6:]], given[1])
-    with pytest.raises(RuntimeError, match="kept has the wrong shape"):
-        u = images(1, 2, 4, 3, 3, dtype=torch.float32)
-        cuda_operations.conv_pull(u, None, None, x, weight, x.shape, *given, True, False)
+        cuda_operations.image_forward(x, weight, None, [2, 2, 0, 0, 2, 2, *given[0][6:]], given[1])
+    u = images(1, 2, 4, 3, 3, dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="state has the wrong shape"):
+        cuda_operations.image_pull(u, weight, u[0], None, (5, 5), *given, False)
+    with pytest.raises(RuntimeError, match="an activation must have its state"):
+        cuda_operations.image_pull(u, weight, None, None, (5, 5), *given, False)
+    with pytest.raises(RuntimeError, match="v or second must be given"):
+        cuda_operations.image_slope(None, u[0], None, 4, [0.0, 0.0])

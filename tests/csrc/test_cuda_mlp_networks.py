@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradreg_fast
-from gradreg_fast import functional, mlp, ops
+from gradreg_fast import functional, measured, ops
 from gradreg_fast.backend import mlp_kept_on_cuda
 from gradreg_fast.mlp import kernel_for
 from tests.parity import assert_primitives, evaluate, norm, value_and_vjp
@@ -152,7 +152,7 @@ def test_by_themselves_kernels_take_what_was_measured_to_pay(cuda_operations, mo
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with gradreg_fast.backend("auto"):
         assert served(large, x) and not served(too_large, x)
-        monkeypatch.setitem(mlp.CROSSOVER_ON_CUDA, (9, 0), {torch.float32: 64})
+        monkeypatch.setitem(measured.WIDTHS, (9, 0), {torch.float32: 64})
         assert served(small, x) and not served(large, x)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
         assert served(large, x)

@@ -1,4 +1,4 @@
-"""The passes of activations on CUDA devices, run on the CPU: against float64, and whole networks against autograd."""
+"""The passes of activations, on CUDA devices run on the CPU, and on the CPU: against float64, and in whole networks."""
 
 import copy
 from functools import partial
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import gradreg_fast
+from gradreg_fast.backend import library as cpu_library
 from gradreg_fast.convert import graph_of
 from gradreg_fast.passes import with_passes
 from gradreg_fast.rules.activation_passes import ActivationPasses
@@ -22,6 +23,28 @@ MEETS_BELOW = (3, 4, 5)
 MASKED = (1, 2)
 
 
+HAS_CPU = pytest.mark.skipif(cpu_library()[0] is None, reason=f"no compiled library: {cpu_library()[1]}")
+
+
+@pytest.fixture
+def operations(request):
+    """The operations of a device."""
+    return torch.ops.gradreg_fast if request.param == "cpp" else request.getfixturevalue("cuda_operations")
+
+
+each_device = pytest.mark.parametrize(
+    ("operations", "dtype"),
+    [
+        *(pytest.param("cuda", dtype, id=f"cuda {dtype}") for dtype in DTYPES),
+        *(
+            pytest.param("cpp", dtype, id=f"cpp {dtype}", marks=[pytest.mark.each_processor, HAS_CPU])
+            for dtype in DTYPES[:2]
+        ),
+    ],
+    indirect=["operations"],
+)
+
+
 def nearly(found, wanted, dtype, factor=1):
     """Equal up to a few roundings in this dtype; in those of the results alone where computed in a wider one."""
     eps = torch.finfo(dtype).eps
@@ -31,10 +54,10 @@ def nearly(found, wanted, dtype, factor=1):
     torch.testing.assert_close(found.double(), wanted, rtol=4 * eps, atol=roundings * eps * scale)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_device
 @pytest.mark.parametrize("name", CASES)
-def test_passes(cuda_operations, name, dtype):
-    """Odd lengths, starts off any boundary, stacks."""
+def test_passes(operations, name, dtype):
+    """Odd lengths, starts off any boundary, stacks; in place where that is possible."""
     kind, settings, phi = CASES[name]
     close = partial(nearly, dtype=dtype, factor=max(1, settings[0]))  # of the angle, or exponent
     phi_of = kind, [float(value) for value in settings]
@@ -44,25 +67,32 @@ def test_passes(cuda_operations, name, dtype):
         u, xdot = u.view(K, count), xdot.view(K, count)
         z.masked_fill_(z == 0.5, 0.25)  # PyTorch's own derivatives disagree where softplus_low turns
         value, slope, bend = derivatives(phi, z)
-        y, mask = cuda_operations.activate(z, *phi_of, kind in MASKED)
+        y, mask = operations.activate(z, *phi_of, kind in MASKED)
         close(y, value)
         kept = mask if kind in MASKED else y if kind in KEEPS_RESULT else z
         if kind in KEEPS_RESULT:  # their derivatives are those of the rounded result
             y = y.double()
             slope, bend = (1 - y**2, -2 * y * (1 - y**2)) if kind == 4 else (y * (1 - y), y * (1 - y) * (1 - 2 * y))
-        close(cuda_operations.activation_slope(kept, u, count, *phi_of), slope * u.double())
+        sloped = operations.activation_slope(kept, u, *phi_of)
+        close(sloped, slope * u.double())
+        overwritten = u.clone()
+        operations.activation_slope_(kept, overwritten, *phi_of)
+        assert torch.equal(overwritten, sloped)
+        overwritten = z.clone()
+        assert torch.equal(operations.activate_(overwritten, *phi_of, kind in MASKED), mask)
+        assert torch.equal(overwritten, operations.activate(z, *phi_of, False)[0])
         if kind in (0, *MASKED):
             continue
-        met, ydot = cuda_operations.activation_meet(kept, u, xdot, *phi_of, True)
+        met, ydot = operations.activation_meet(kept, u, xdot, *phi_of, True)
         close(met, (u.double() * xdot.double()).sum(0))
         close(ydot, slope * xdot.double())
-        assert torch.equal(cuda_operations.activation_meet(kept, u, xdot, *phi_of, False)[0], met)
+        assert torch.equal(operations.activation_meet(kept, u, xdot, *phi_of, False)[0], met)
         wanted = bend * w.double()
-        close(cuda_operations.activation_bend(kept, None, w, *phi_of, False), wanted)
-        close(cuda_operations.activation_bend(kept, d, w, *phi_of, False), slope * d.double() + wanted)
+        close(operations.activation_bend(kept, None, w, *phi_of, False), wanted)
+        close(operations.activation_bend(kept, d, w, *phi_of, False), slope * d.double() + wanted)
         if kind in MEETS_BELOW:
             below = (slope * w.double()).to(dtype)
-            found = cuda_operations.activation_bend(kept, d, below, *phi_of, True)
+            found = operations.activation_bend(kept, d, below, *phi_of, True)
             close(found, slope * d.double() + wanted)
 
 
@@ -74,7 +104,7 @@ def test_threads_do_not_depend_on_one_another(cuda_operations, order):
     for choice in (0, order):
         library()[1](choice)
         y, mask = cuda_operations.activate(z, 2, [0.2, 0.0], True)
-        results.append((y, mask, cuda_operations.activation_slope(mask, v, 1001, 2, [0.2, 0.0])))
+        results.append((y, mask, cuda_operations.activation_slope(mask, v, 2, [0.2, 0.0])))
     assert all(map(torch.equal, *results))
 
 
@@ -87,7 +117,7 @@ def test_wrong_arguments_are_told(cuda_operations):
     with pytest.raises(RuntimeError, match="unknown activation 99"):
         cuda_operations.activate(z, 99, none, False)
     with pytest.raises(RuntimeError, match="kept does not fit"):
-        cuda_operations.activation_slope(z[:2].clone(), z, 24, 4, none)
+        cuda_operations.activation_slope(z[:2].clone(), z[None], 4, none)
     with pytest.raises(RuntimeError, match="xdot must be shaped like u"):
         cuda_operations.activation_meet(z, z[None], torch.cat([z, z]), 4, none, True)
 
@@ -128,6 +158,33 @@ def test_networks(cuda_operations, name, make, outputs):
     assert_primitives(model, x)
     if make is images:
         assert_primitives(model, x.contiguous(memory_format=torch.channels_last))
+
+
+class Shared(nn.Module):
+    """Values, cotangents and tangents that several nodes have, below and above activations."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 3, 1)
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, outputs))
+        self.relu, self.leaky = nn.ReLU(), nn.LeakyReLU(0.2)
+
+    def forward(self, x):
+        h = self.first(x)
+        a = self.relu(h)
+        b = self.leaky(self.second(a))
+        c = self.leaky(a + b)
+        return self.head(self.relu(c + a) + self.relu(-h) + self.leaky(self.second(c)))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("operations", [pytest.param("cpp", marks=HAS_CPU), "cuda"], indirect=True)
+def test_what_others_read_is_not_overwritten(operations, request):
+    with gradreg_fast.backend(request.node.callspec.params["operations"]):
+        for outputs in (1, 3):
+            model, x = Shared(outputs), torch.randn(2, 2, 6, 6)
+            assert len(passes(model, x)) == 6
+            assert_primitives(model, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,0 +1,23 @@
+// The passes of activations for avx512.
+
+#include "common/math.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#endif
+
+#include "cpu/elementwise_passes.h"
+
+namespace gradreg_fast {
+
+template <>
+const ElementwiseKernels<float>& elementwise_kernels_avx512<float>() {
+    return ElementwisePasses<float, 64>::kernels();
+}
+
+template <>
+const ElementwiseKernels<double>& elementwise_kernels_avx512<double>() {
+    return ElementwisePasses<double, 64>::kernels();
+}
+
+}  // namespace gradreg_fast

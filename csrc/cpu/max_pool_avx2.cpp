@@ -1,0 +1,23 @@
+// Maxima over windows for avx2.
+
+#include "common/math.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma")
+#endif
+
+#include "cpu/max_pool_passes.h"
+
+namespace gradreg_fast {
+
+template <>
+const MaxPoolKernels<float>& max_pool_kernels_avx2<float>() {
+    return MaxPoolPasses<float, 32>::kernels();
+}
+
+template <>
+const MaxPoolKernels<double>& max_pool_kernels_avx2<double>() {
+    return MaxPoolPasses<double, 32>::kernels();
+}
+
+}  // namespace gradreg_fast

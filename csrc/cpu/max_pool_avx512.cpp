@@ -1,0 +1,23 @@
+// Maxima over windows for avx512.
+
+#include "common/math.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#endif
+
+#include "cpu/max_pool_passes.h"
+
+namespace gradreg_fast {
+
+template <>
+const MaxPoolKernels<float>& max_pool_kernels_avx512<float>() {
+    return MaxPoolPasses<float, 64>::kernels();
+}
+
+template <>
+const MaxPoolKernels<double>& max_pool_kernels_avx512<double>() {
+    return MaxPoolPasses<double, 64>::kernels();
+}
+
+}  // namespace gradreg_fast

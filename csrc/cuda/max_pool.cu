@@ -1,0 +1,39 @@
+#include "cuda/max_pool.cuh"
+#include "cuda/start.cuh"
+
+namespace gradreg_fast::cuda {
+namespace {
+
+dim3 blocks_for(int64_t count) {
+    return {unsigned((count + max_pool_threads - 1) / max_pool_threads), 1, 1};
+}
+
+}  // namespace
+
+void pool_values(Type type, const MaxPool& pool, const void* z, void* y, uint8_t* code, void* stream) {
+    with_type(type, [&](auto number) {
+        using T = decltype(number);
+        start(max_pool_kernel<T>, blocks_for(pool.planes * pool.pooled_image()), max_pool_threads, 0, stream, pool,
+              static_cast<const T*>(z), static_cast<T*>(y), code);
+    });
+}
+
+void push_maxima(Type type, const MaxPool& pool, const uint8_t* code, const void* xdot, int64_t stack, void* ydot,
+                 void* stream) {
+    with_type(type, [&](auto number) {
+        using T = decltype(number);
+        start(max_push_kernel<T>, blocks_for(pool.planes * pool.pooled_image()), max_pool_threads, 0, stream, pool,
+              code, static_cast<const T*>(xdot), stack, static_cast<T*>(ydot));
+    });
+}
+
+void pull_maxima(Type type, const MaxPool& pool, const uint8_t* code, const void* u, int64_t stack, void* below,
+                 void* stream) {
+    with_type(type, [&](auto number) {
+        using T = decltype(number);
+        start(max_pull_kernel<T>, blocks_for(pool.planes * pool.image()), max_pool_threads, 0, stream, pool, code,
+              static_cast<const T*>(u), stack, static_cast<T*>(below));
+    });
+}
+
+}  // namespace gradreg_fast::cuda
