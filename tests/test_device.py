@@ -110,6 +110,16 @@ def test_streams(name):
         agree(found[i], gradients(twins[i], functional.jacobian_frobenius, x[i]))
 
 
+@pytest.mark.skipif("torch.cuda.device_count() < 2", reason="needs two devices")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_device_that_is_not_the_current_one(name):
+    model, x = NETWORKS[name](), torch.randn(33, 6)
+    twin = copy.deepcopy(model).to("cuda:1")
+    found = gradients(twin, functional.jacobian_frobenius, x.to("cuda:1"))
+    assert torch.cuda.current_device() == 0
+    agree([gradient.to("cuda:0") for gradient in found], gradients(model, functional.jacobian_frobenius, x))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_same_bits_again(name, monkeypatch):
     """PyTorch's own demand for determinism is met, by the kernels without it."""
