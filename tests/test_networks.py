@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional
 
 import gradreg_fast
+from gradreg_fast.convert import graph_of
+from gradreg_fast.rules.merge import Affine
 from tests.parity import assert_parity, jacobian_sqnorm, value_and_vjp
 
 pytestmark = pytest.mark.usefixtures("each_backend")
@@ -136,3 +138,23 @@ def test_chains_of_any_widths(widths, activations, size, bias, seed):
     x = torch.randn(size, widths[0], dtype=torch.float64)
     assert_parity(model, gradreg_fast.jacobian_sqnorm, jacobian_sqnorm, x, seed=seed)
     assert_parity(model, gradreg_fast.value_and_vjp, value_and_vjp, x, seed=seed)
+
+
+class AtRest(nn.Module):
+    """Hands values on unchanged, between nodes that read values, sizes and masks by their place."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.rest = nn.Linear(3, 8), nn.Linear(4, 2), nn.Dropout(0.0)
+
+    def forward(self, x):
+        h = self.rest(torch.tanh(self.first(self.rest(x))))
+        kept = self.rest(h).clone()
+        folded = kept.reshape(2 * kept.shape[0], 4) * (h > 0).to(h.dtype).reshape(2 * h.shape[0], 4)
+        return self.rest(self.last(folded + folded.contiguous()).reshape(kept.shape[0], -1))
+
+
+def test_identities_are_left_out():
+    model, x = AtRest().double(), torch.randn(5, 3, dtype=torch.float64)
+    assert sum(isinstance(node.rule, Affine) for node in graph_of(model).nodes if node) == 1  # the output
+    assert_parity(model, gradreg_fast.value_and_vjp, value_and_vjp, x)
