@@ -186,7 +186,7 @@ def _estimate(linearization: Linearization, penalty: str, compiled: bool) -> tup
         savings.append(f"{blocks} convolution blocks (with activation and pooling) are compiled operations")
     passes = sum(uncast(node.rule).compiled for node in graph.nodes if node) - blocks
     if passes:
-        savings.append(f"{passes} normalisations and activations are compiled operations, one pass over memory a sweep")
+        savings.append(f"{passes} normalisations, activations and poolings are compiled operations, one pass a sweep")
     outputs = planner.width(linearization, graph.seed)
     units, autograd_units = 6.0, 6.0
     if penalty in WHOLE_JACOBIAN and outputs > 1:

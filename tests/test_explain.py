@@ -93,7 +93,7 @@ def test_compiled_networks():
     assert images.rows[0].operation == "ConvBlock"
     assert "1 convolution blocks" in str(images)
     assert [row.backend for row in normalised.rows] == ["kernel"]
-    assert "1 normalisations and activations" in str(normalised)
+    assert "1 normalisations, activations and poolings" in str(normalised)
 
 
 def test_the_model_is_left_as_it_was():

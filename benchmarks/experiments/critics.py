@@ -83,18 +83,18 @@ def run(config: dict, engines: tuple[str, ...]) -> dict[str, dict]:
         critic = models.build(layers, real.shape[1:], seed)
         pairs[engine] = gan.players(critic, generator(seed + 1), engine, penalty, weight, config["steps"])
     gan.play(list(pairs.values()), real, config["steps"], seed, rows=ROWS)
+    return {engine: _outcome(*pair, seed) for engine, pair in pairs.items()}
+
+
+def _outcome(critic, drawer, seed):
+    outcome = {"seconds_per_step": machine.spread(critic.processor_seconds)}
+    if not seed:
+        return outcome
     noise = torch.randn(gan.TESTED, gan.NOISE, generator=torch.Generator().manual_seed(1000 + seed))
-    return {engine: _outcome(*pair, noise, seed) for engine, pair in pairs.items()}
-
-
-def _outcome(critic, drawer, noise, seed):
     drawn = loop.outputs(drawer.model, noise)
     halved, real = F.avg_pool2d(drawn, 2).flatten(1), gan.samples("fashion-mnist")[0][: gan.TESTED]
-    outcome = {
-        "frechet": gan.frechet(*(gan.features("fashion-mnist", x) for x in (real, halved))),
-        "covered": gan.covered("fashion-mnist", halved),
-        "seconds_per_step": machine.spread(critic.processor_seconds),
-    }
+    outcome["frechet"] = gan.frechet(*(gan.features("fashion-mnist", x) for x in (real, halved)))
+    outcome["covered"] = gan.covered("fashion-mnist", halved)
     if seed == 1:
         low, high = (extreme.item() for extreme in images().aminmax())
         greys = (GREYS * ((drawn[: SHEET**2] - low) / (high - low)).clamp(0, 1)).round().int()

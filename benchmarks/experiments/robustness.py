@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from .. import loop, plot
-from .cells import Row, outcomes
+from .cells import Row
 from .claims import NOTED, Finding, interval, overall, said, verdict
-from .classifiers import GRADIENTS, METHODS, NEEDS, Block, blocks, gains, mean, measured, outcome, tests, train
+from .classifiers import GRADIENTS, METHODS, NEEDS, Block, blocks, chosen, gains, mean, measured, outcome, tests, train
 from .small_data import SEEDS, STEPS
 
 __all__ = ["CLAIM", "NEEDS", "cells", "draw", "findings", "run"]
@@ -76,7 +76,7 @@ def slope(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def findings(rows: list[Row]) -> list[Finding]:
-    """Accuracies under each disturbance, what penalties gain there, and what the strongest cost and gain."""
+    """Accuracies under each disturbance, and what penalties gain there and on clean images."""
     (block,) = blocks(rows)
     found = []
     for kind, sizes in SIZES.items():
@@ -90,20 +90,14 @@ def findings(rows: list[Row]) -> list[Finding]:
             ends = [interval(gains(rows, name, "none", block, _at(kind, i))) for i in range(len(sizes))]
             text = f"{name}, {kind} of {at}: gain over no penalty in points {', '.join(map(said, ends))}."
             found.append(Finding(text, overall(verdict(each, 0, less_is_better=False) for each in ends)))
-    for name in GRADIENTS:
-        strongest = METHODS[name].strengths[-1]
-        clean, pgd = (
-            interval(
-                [a - b for a, b in zip(*_of_strengths(rows, measure, (name, strongest), ("none", 0)), strict=True)]
-            )
-            for measure in ("test", _at("PGD", SHOWN))
-        )
-        text = (
-            f"{name} at its strongest, {strongest:g}: gain in points on clean images {said(clean)}, under PGD of "
-            f"{SIZES['PGD'][SHOWN]:g} {said(pgd)}."
-        )
-        found.append(Finding(text, verdict(pgd, 0, less_is_better=False)))
-    return found
+    told = ", ".join(
+        f"{name} {said(interval(gains(rows, name, 'none', block)))} at {chosen(rows, name, block):g}"
+        for name in GRADIENTS
+    )
+    return [
+        *found,
+        Finding(f"Without noise or attack, gain over no penalty in points, and the strength: {told}.", NOTED),
+    ]
 
 
 def _at(kind, place):
@@ -112,10 +106,6 @@ def _at(kind, place):
 
 def _intervals(rows, name, block, kind):
     return [interval(measured(rows, name, block, _at(kind, i))) for i in range(len(SIZES[kind]))]
-
-
-def _of_strengths(rows, measure, *methods):
-    return [outcomes(rows, measure, method=name, strength=strength) for name, strength in methods]
 
 
 def draw(rows: list[Row]) -> Figure:

@@ -181,7 +181,7 @@ class GELU(Activation):
         self.approximate = approximate
 
     def evaluate(self, z):
-        # three sweeps take the slope, its error function costs more than they do, and oneDNN does not broadcast
+        # three sweeps take the slope, whose error function costs more than they do; oneDNN's kernel does not broadcast
         slope = aten.gelu_backward(torch.ones_like(z), z, approximate=self.approximate)
         return functional.gelu(z, approximate=self.approximate), (z, slope)
 

@@ -1,5 +1,6 @@
 """Activations by compiled passes: a sweep reads each operand and writes each result once, in place where it may."""
 
+import math
 from copy import copy
 from functools import cached_property
 
@@ -87,7 +88,7 @@ def dense(x: Tensor) -> Tensor:
 def laid_out(tensor: Tensor, shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
     """Values ``[B, ...]`` or a stack ``[K, B, ...]`` of them, each member with these strides, without gaps."""
     stacked = tensor.dim() > len(shape)
-    wanted = (shape.numel(), *strides) if stacked else strides
+    wanted = (math.prod(shape), *strides) if stacked else strides  # `numel` would make a symbolic size constant
     if tensor.stride() == wanted or (stacked and len(tensor) == 1 and tensor.stride()[1:] == strides):
         return tensor
     return torch.empty_strided(tensor.shape, wanted, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

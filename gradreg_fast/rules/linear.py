@@ -1,5 +1,7 @@
 """Fully connected layers: ``y = x W^T + b``, linear in x."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,10 +20,13 @@ class Linear(Rule):
         return functional.linear(x, weight, bias), (x,)
 
     def pull(self, saved, parameters, u):
-        return (map_rows(lambda rows: rows.matmul(parameters[0]), u),)
+        return (by_rows(lambda rows: rows.matmul(parameters[0]), u),)
 
     def push(self, saved, parameters, xdots):
-        return map_rows(lambda rows: functional.linear(rows, parameters[0]), xdots[0])
+        return by_rows(lambda rows: functional.linear(rows, parameters[0]), xdots[0])
+
+    def adjoint(self, saved, parameters, d, second):
+        return (None if d is None else d.matmul(parameters[0]),)
 
     def curvature(self, saved, parameters, u, xdots, gradients):
         add_stacked_product(gradients, u, xdots[0])
@@ -39,6 +44,11 @@ class Linear(Rule):
 
     def flops(self, parameters, shape, inputs):
         return 2 * shape.numel() * parameters[0].shape[1]
+
+
+def by_rows(function: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
+    """`map_rows` of a function that takes rows in any shape."""
+    return map_rows(function, stack) if shared_rows(stack) else function(stack)
 
 
 def add_stacked_product(gradients, u: Tensor, xdot: Tensor) -> None:

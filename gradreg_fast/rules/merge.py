@@ -196,7 +196,8 @@ def unbroadcast(stack: Tensor, shape: torch.Size) -> Tensor:
 
 def broadcastable(stack: Tensor, dims: int) -> Tensor:
     """A stack ``[K, *shape]`` with ones after K, so that it broadcasts as ``shape`` does in `dims` dimensions."""
-    return stack.reshape(len(stack), *(1,) * (dims - stack.dim() + 1), *stack.shape[1:])
+    missing = dims - stack.dim() + 1
+    return stack.reshape(len(stack), *(1,) * missing, *stack.shape[1:]) if missing else stack
 
 
 @function("contiguous", "clone", torch.clone)
