@@ -200,8 +200,8 @@ def _run(graph: Graph, start: int, kernels: str) -> Run | None:
             break
         nodes.append(readers[0])
     kind, settings = (0, (0.0, 0.0)) if activation is None else kind_of(activation)
-    block = partial(ConvBlock, conv, kind, settings, kind in STRAIGHT, pooling, windows)
-    return Run(tuple(nodes), Layer(conv, kind, settings), block)
+    phi = kind, settings, kind in STRAIGHT
+    return Run(tuple(nodes), Layer(conv, *phi), partial(ConvBlock, conv, *phi, pooling, windows))
 
 
 def shapes_of(graph: Graph, x: Shape, tensors: Sequence[Tensor | None]) -> list[Shape | None]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from gradreg_fast.rules.base import Rule, per_sample
 from gradreg_fast.rules.conv import Conv, channels_last
 
-STRAIGHT = (0, 1, 2)  # kinds without curvature
 BEND_WHERE_FLAT = (6, 7, 8, 9)  # kinds of which phi'' u does not follow from phi' u: u itself is kept, too
 
 
@@ -27,11 +26,13 @@ class Layer:
         conv: the convolution.
         kind: number of phi in csrc/common/activation.h; 0 for none.
         settings: of phi.
+        straight: whether phi is piecewise linear.
     """
 
     conv: Conv
     kind: int
     settings: tuple[float, float]
+    straight: bool
 
 
 class ConvProducts(Rule):
@@ -45,7 +46,7 @@ class ConvProducts(Rule):
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = tuple(layers)
-        self.curvature_free = all(layer.kind in STRAIGHT for layer in layers)
+        self.curvature_free = all(layer.straight for layer in layers)
 
     def forward(self, inputs, parameters, extras):
         x, xs, states, weights = channels_last(inputs[0]), [], [], []
@@ -80,7 +81,7 @@ class ConvProducts(Rule):
         tangent, second = _images(xdots[0]), [None] * len(self.layers)
         for i, (layer, (u_z, above)) in enumerate(zip(self.layers, u, strict=True)):
             gradients.add(2 * i, lambda i=i, u_z=u_z, tangent=tangent: self._gradient(saved, i, u_z, tangent))
-            curved, further = layer.kind not in STRAIGHT, push or i < len(self.layers) - 1
+            curved, further = not layer.straight, push or i < len(self.layers) - 1
             if not (curved or further):
                 break
             results = self._push(saved, i, tangent, (u_z if above is None else above) if curved else None, further)
@@ -128,7 +129,7 @@ class ConvProducts(Rule):
     def _pull(self, saved, i: int, u: Tensor, second: Tensor | None, keep: bool = False) -> tuple:
         """``v = W_i^T * u``, with the activation below: ``phi' v + second``, and v where that is needed."""
         (xs, states, weights), layer = saved, self.layers[i]
-        below = self.layers[i - 1] if i else Layer(layer.conv, 0, (0.0, 0.0))
+        below = self.layers[i - 1] if i else Layer(layer.conv, 0, (0.0, 0.0), True)
         above = keep and below.kind in BEND_WHERE_FLAT
         given = states[i - 1] if i else None, second, xs[i].shape[2:], *_settings(below, layer.conv, u), above
         results = torch.ops.gradreg_fast.image_pull(u, weights[i], *given)
