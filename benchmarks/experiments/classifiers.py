@@ -247,7 +247,8 @@ def draw_times(axes: Axes, rows: list[Row], block: Block) -> None:
     axes.axhline(milliseconds(rows, block, "none", "none"), color=plot.GREY, label="no penalty")
     axes.set_xticks(range(len(names)), [name.replace(" ", "\n") for name in names], fontsize=8)
     axes.set(title=f"A step's time, {block.network}", ylabel=f"ms of processor time a step of {ROWS} images")
-    axes.legend(frameon=False, fontsize=8)
+    axes.margins(y=0.15)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper left")
 
 
 def _timed(block):

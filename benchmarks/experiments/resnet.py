@@ -64,8 +64,9 @@ def draw(rows: list[Row]) -> Figure:
     draw_gains(gained, tested, [block])
     gained.set(title="gain over no penalty", ylabel="points of test accuracy, 95% confidence over seeds", xticks=[])
     draw_strengths(strengths, tested, block)
+    strengths.set_title("every strength (grey: no penalty)")
     draw_times(times, timed, block)
     plot.style(gained, strengths, times)
-    gained.legend(frameon=False, fontsize=9)
-    figure.suptitle(f"{block}, {STEPS} steps")
+    figure.legend(*gained.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(f"{block}, {STEPS} steps: what penalties and weight decay add to its accuracy")
     return figure
