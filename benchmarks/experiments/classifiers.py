@@ -52,6 +52,10 @@ RIVALS = ("weight decay", "dropout", "confidence penalty")
 GRADIENTS = ("double backprop", "JacReg", "FrobReg", "SpectReg")
 LENET, NORMALISED, DROPPED = "LeNet", "LeNet with batch normalisation", "LeNet with dropout"
 RESNET = "ResNet"
+LEFT_OUT = {  # where dropout belongs to the network, it is no rival; a ResNet takes long
+    DROPPED: ("dropout",),
+    RESNET: ("dropout", "confidence penalty", "JacReg", "FrobReg"),
+}
 
 
 class Block(NamedTuple):
@@ -66,11 +70,8 @@ class Block(NamedTuple):
 
     @property
     def methods(self) -> list[str]:
-        """Those that are compared: where dropout belongs to the network, it is no rival; a ResNet takes too long."""
-        left_out = {DROPPED: ("dropout",), RESNET: ("dropout", "confidence penalty", "JacReg", "FrobReg")}.get(
-            self.network, ()
-        )
-        return [name for name in METHODS if name not in left_out]
+        """Those that are compared."""
+        return [name for name in METHODS if name not in LEFT_OUT.get(self.network, ())]
 
     @property
     def gradients(self) -> list[str]:
@@ -136,8 +137,8 @@ def train(config: dict, engines: tuple[str, ...]) -> dict[str, loop.Run]:
 
 def tests(config: dict) -> tuple[torch.Tensor, torch.Tensor]:
     """The test images and their classes, the first of them if there are many or a cell says how many."""
-    of, images_at_most = images(config["data"]), config.get("tested", TESTED)
-    return of.x_test[:images_at_most], of.y_test[:images_at_most]
+    of, most = images(config["data"]), config.get("tested", TESTED)
+    return of.x_test[:most], of.y_test[:most]
 
 
 def outcome(run: loop.Run, config: dict) -> dict:

