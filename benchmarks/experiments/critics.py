@@ -11,6 +11,7 @@ covered classes are those of `gan`, of images halved to 14 x 14 pixels. Interval
 from __future__ import annotations
 
 import statistics
+from functools import cache
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -50,6 +51,7 @@ def cells(quick: bool) -> list[dict]:
     ]
 
 
+@cache
 def images() -> Tensor:
     """Standardised images [N, 1, 28, 28]."""
     return data.load("fashion-mnist", IMAGES).x
