@@ -1,11 +1,11 @@
 // Normalisations over rows: a team of threads, a warp or a block, takes a row through its sums and then its results.
 //
 // A row is read twice, the second time from cache: the rows in flight of a block, 8 of up to 2 KB or one of up to about
-// 16 KB an operand, fit into its share of an L1 of 256 KB; longer ones up to about 40 KB of all operands into that of an
-// L2 of 50 MB; yet longer ones come from memory twice. Parameters' gradients are sums over rows: a thread has the same columns of every row of its team, so
-// a team adds up its rows in shared memory (in the workspace where that is too small), in an order that nothing but the
-// sizes decides, and a second launch adds up the blocks. At most 25 operations an element, for which an H100 has 160 in
-// the time that its 8 bytes take.
+// 16 KB an operand, fit into its share of an L1 of 256 KB; longer ones up to about 40 KB of all operands into that of
+// an L2 of 50 MB; yet longer ones come from memory twice. Parameters' gradients are sums over rows: a thread has the
+// same columns of every row of its team, so a team adds up its rows in shared memory (in the workspace where that is
+// too small), in an order that nothing but the sizes decides, and a second launch adds up the blocks. At most 25
+// operations an element, for which an H100 has 160 in the time that its 8 bytes take.
 //
 // Kernel project_rows: J v, or J^T v plus a second-order term; each block's sums for the parameters' gradients
 //   dtypes     float32 float64 bfloat16 float16
