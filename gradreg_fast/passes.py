@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gradreg_fast.backend import KERNELS, available
+from gradreg_fast.backend import KERNELS, available, insists
 from gradreg_fast.blocks import nothing, with_blocks
 from gradreg_fast.fuse import read_by
 from gradreg_fast.graph import Graph, Node
@@ -38,6 +38,9 @@ NORMALISATIONS: dict[type[Rule], Callable[[Rule], Rule]] = {
 }
 ON_CPU = (BatchNormTrain, LayerNorm, RootMeanSquareNorm)
 """Normalisations that the CPU's kernels know."""
+LEAST_ON_CPU = 1 << 16
+"""Numbers of an input from which passes of activations and poolings repay their calls; four images of 48 x 48 are too
+few."""
 
 
 def with_kernels(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Graph:
@@ -54,9 +57,10 @@ def with_passes(graph: Graph, x: Tensor) -> Graph:
         return graph  # activations are in lower precision than x
     if kernels == "cpp" and mlp_of(graph) is not None:
         return graph  # what mlp.py leaves of these goes by active units (active.py), which reads activations
-    key = "passes", kernels
+    small = kernels == "cpp" and not insists(x.device) and _is_small(x)
+    key = "passes", kernels, small
     if key not in graph.plans:
-        nodes = [node and replace(node, rule=_pass_for(node.rule, kernels)) for node in graph.nodes]
+        nodes = [node and replace(node, rule=_pass_for(node.rule, kernels, small)) for node in graph.nodes]
         _join_maxima(graph, nodes)
         graph.plans[key] = graph.rewritten(nodes)
     return graph.plans[key]
@@ -74,13 +78,17 @@ def _join_maxima(graph: Graph, nodes: list[Node | None]) -> None:
             nodes[j] = nothing(below)
 
 
-def _pass_for(rule: Rule, kernels: str) -> Rule:
-    if kernels == "cpp" and isinstance(rule, Sine):
+def _is_small(x: Tensor) -> bool:
+    return not any(isinstance(size, torch.SymInt) for size in x.shape) and x.numel() < LEAST_ON_CPU
+
+
+def _pass_for(rule: Rule, kernels: str, small: bool) -> Rule:
+    if type(rule) in NORMALISATIONS and (kernels == "cuda" or type(rule) in ON_CPU):
+        return NORMALISATIONS[type(rule)](rule)
+    if small or (kernels == "cpp" and isinstance(rule, Sine)):
         return rule  # the kernels compute sines anew in every sweep, 0.75 to 1.08 times as fast as PyTorch's lines
     if isinstance(rule, Activation) and (phi := kind_of(rule)) is not None:
         return ActivationPasses(rule, *phi)
-    if type(rule) in NORMALISATIONS and (kernels == "cuda" or type(rule) in ON_CPU):
-        return NORMALISATIONS[type(rule)](rule)
     if isinstance(rule, MaxPool) and rule.shape is not None and math.prod(rule.shape.size) <= MOST_PLACES:
         return MaxPoolPasses(rule.shape, 0, (0.0, 0.0))
     return rule

@@ -59,7 +59,7 @@ def test_draws_a_picture(models, monkeypatch, capsys, tmp_path):
     assert "figures.png" in capsys.readouterr().out
 
 
-def test_fails_where_parity_fails(models, monkeypatch, capsys):
+def test_fails_where_parity_fails(models, monkeypatch, pytorch_lines, capsys):
     monkeypatch.setattr(activation.Tanh, "curvature", lambda self, saved, parameters, u, xdots, gradients: (None,))
     assert run(monkeypatch, f"{models}:critic", *SHAPE) == 1
     said = capsys.readouterr().out
