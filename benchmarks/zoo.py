@@ -189,7 +189,7 @@ RECREATED = (
 )
 PACKAGED = (
     _image("timm", "resnet18"),
-    _image("timm", "vgg11", num_features=256),
+    _image("timm", "vgg11", mlp_ratio=1 / 16),
     _image("timm", "densenet121"),
     _image("timm", "efficientnet_b0"),
     _image("timm", "tf_mobilenetv3_small_minimal_100"),
