@@ -124,7 +124,7 @@ def draw(rows: list[Row]) -> Figure:
     figure = plt.figure(figsize=(17, 9.5), layout="constrained")
     upper, lower = figure.subfigures(2, 1)
     groups = {f"{LENET} on {data}": (sorted(each), "{0.samples:,} images") for data, each in plain.items()}
-    groups["Other networks"] = (others, "{0.network},\n{0.samples:,} images of {0.data}")
+    groups["Other networks"] = (others, "{0.network},\n{0.samples:,} images\nof {0.data}")
     widths = [len(each) for each, _ in groups.values()]
     for axes, (title, (each, label)) in zip(
         upper.subplots(1, len(groups), width_ratios=widths, sharey=True), groups.items(), strict=True
