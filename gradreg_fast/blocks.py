@@ -21,7 +21,7 @@ from gradreg_fast.fuse import read_by
 from gradreg_fast.graph import Graph, Node, PlainValue
 from gradreg_fast.mlp import STRAIGHT, kind_of
 from gradreg_fast.rules.activation import Activation
-from gradreg_fast.rules.base import is_plain
+from gradreg_fast.rules.base import has_symbols, is_plain
 from gradreg_fast.rules.conv import Conv
 from gradreg_fast.rules.conv_block import AVERAGE, MAX, MAX_FIRST, NONE, ConvBlock
 from gradreg_fast.rules.conv_products import ConvProducts, Layer
@@ -73,7 +73,7 @@ def with_blocks(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Gr
     if kernels == "cuda" and not insists(x.device) and not _measured(x):
         return graph
     convolutions = [tensor for run in runs_of(graph, kernels) for tensor in _parameters(graph, run, tensors)]
-    if any(isinstance(size, torch.SymInt) for size in x.shape):
+    if has_symbols(x.shape):
         return graph  # which is faster depends on it
     if not convolutions or any(not _is_like(tensor, x) for tensor in (x, *convolutions)) or not available(x.device):
         return graph

@@ -20,6 +20,7 @@ import torch
 
 from gradreg_fast.engine import Linearization
 from gradreg_fast.rules.activation import Activation
+from gradreg_fast.rules.base import has_symbols
 from gradreg_fast.rules.linear import Linear
 from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.rules.shape import Reshape
@@ -61,7 +62,7 @@ def plan(linearization: Linearization, stack: int | None, chunk: int | None = No
         chunk: how many cotangents there may be at a time; None for any number.
     """
     graph, shape = linearization.graph, linearization.shapes[0]
-    if any(isinstance(size, torch.SymInt) for size in shape):  # a tracer's: right for all sizes, cheapest for one
+    if has_symbols(shape):  # a tracer's: right for all sizes, cheapest for one
         return _cheapest(linearization, stack, chunk)
     key = (shape, stack, chunk, linearization.like.dtype)
     if key not in graph.plans:

@@ -1,14 +1,12 @@
 """Activations by compiled passes: a sweep reads each operand and writes each result once, in place where it may."""
 
-import math
 from copy import copy
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from gradreg_fast.rules.activation import Activation
-from gradreg_fast.rules.base import is_channels_last
+from gradreg_fast.rules.base import dense, laid_out
 
 FROM_MASK = (1, 2)  # kinds whose slope is one bit
 FROM_RESULT = (4, 5)  # kinds with `from_output` in csrc/common/activation.h, and curvature
@@ -78,17 +76,3 @@ class ActivationPasses(Activation):
         kept, shape, strides = saved
         d, w = (None if term is None else laid_out(term, shape, strides) for term in (d, w))
         return torch.ops.gradreg_fast.activation_bend(kept, d, w, *self.phi, self.meets_below)
-
-
-def dense(x: Tensor) -> Tensor:
-    """x, contiguous or channels last."""
-    return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
-
-
-def laid_out(tensor: Tensor, shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
-    """Values ``[B, ...]`` or a stack ``[K, B, ...]`` of them, each member with these strides, without gaps."""
-    stacked = tensor.dim() > len(shape)
-    wanted = (math.prod(shape), *strides) if stacked else strides  # `numel` would make a symbolic size constant
-    if tensor.stride() == wanted or (stacked and len(tensor) == 1 and tensor.stride()[1:] == strides):
-        return tensor
-    return torch.empty_strided(tensor.shape, wanted, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

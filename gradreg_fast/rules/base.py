@@ -199,6 +199,11 @@ def has_numbers(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter)
 
 
+def has_symbols(shape: torch.Size) -> bool:
+    """Whether sizes are a tracer's symbols: what is decided by them would hold for one size alone."""
+    return any(isinstance(size, torch.SymInt) for size in shape)
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether kernels can read the tensor's memory; for a tracer, will be able to."""
     return type(tensor) in (Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
@@ -273,3 +278,17 @@ def at_least_single(dtype: torch.dtype) -> torch.dtype:
 def is_channels_last(x: Tensor) -> bool:
     """Whether the channels of ``x [B, C, H, W]`` lie next to each other in memory, and its pixels do not."""
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def dense(x: Tensor) -> Tensor:
+    """x, contiguous or channels last."""
+    return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
+
+
+def laid_out(tensor: Tensor, shape: torch.Size, strides: tuple[int, ...]) -> Tensor:
+    """Values ``[B, ...]`` or a stack ``[K, B, ...]`` of them, each member with these strides, without gaps."""
+    stacked = tensor.dim() > len(shape)
+    wanted = (math.prod(shape), *strides) if stacked else strides  # `numel` would make a symbolic size constant
+    if tensor.stride() == wanted or (stacked and len(tensor) == 1 and tensor.stride()[1:] == strides):
+        return tensor
+    return torch.empty_strided(tensor.shape, wanted, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

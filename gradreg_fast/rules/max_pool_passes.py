@@ -2,8 +2,7 @@
 
 import torch
 
-from gradreg_fast.rules.activation_passes import dense, laid_out
-from gradreg_fast.rules.base import Rule, is_channels_last
+from gradreg_fast.rules.base import Rule, dense, is_channels_last, laid_out
 from gradreg_fast.rules.pool import Windows
 
 MOST_PLACES = 128  # of a window, as in csrc/common/max_pool.h

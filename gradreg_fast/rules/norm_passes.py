@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from gradreg_fast.rules.activation_passes import dense, laid_out
-from gradreg_fast.rules.base import Rule
+from gradreg_fast.rules.base import Rule, dense, laid_out
 from gradreg_fast.rules.norm import BatchNormTrain, GroupNorm, LayerNorm, RootMeanSquareNorm
 
 
