@@ -1,7 +1,5 @@
 """What all tests share: one thread, a fixed seed, deterministic examples, and the device: ``pytest --device cuda``."""
 
-import gc
-
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -32,11 +30,6 @@ def pytest_configure(config):
     device = config.getoption("--device")
     if device != "cpu":
         torch.set_default_device(device)
-
-
-def pytest_collection_finish():
-    """What is there now stays: a `gc.collect()`, of which memory's peaks need some, need not look through it."""
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
