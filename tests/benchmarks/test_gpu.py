@@ -16,6 +16,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks.gpu.crossover import largest, rewritten, table
 from gradreg_fast import measured
+from gradreg_fast.backend import library
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,9 +26,16 @@ def run(*command, **options):
 
 
 @pytest.mark.parametrize(
-    "name, columns", [("ceilings", {"bytes", "share"}), ("crossover", {"kernel_ms", "without_ms"})]
+    "name, columns",
+    [
+        ("ceilings", {"bytes", "share"}),
+        ("crossover", {"kernel_ms", "without_ms"}),
+        ("predict", {"ours_launches", "over_eager"}),
+    ],
 )
 def test_measurements_leave_their_results(tmp_path, monkeypatch, capsys, name, columns):
+    if name == "predict" and library()[0] is None:
+        pytest.skip(library()[1])
     monkeypatch.setattr(sys, "argv", [name, "--quick", "--device", "cpu", "--out", str(tmp_path)])
     import_module(f"benchmarks.gpu.{name}").main()
     said = capsys.readouterr().out
