@@ -20,11 +20,12 @@ from gradreg_fast.graph import Graph, Node
 from gradreg_fast.mlp import kind_of, mlp_of
 from gradreg_fast.rules.activation import Activation, Sine
 from gradreg_fast.rules.activation_passes import ActivationPasses
+from gradreg_fast.rules.average_pool_passes import AveragePoolPasses
 from gradreg_fast.rules.base import Rule, has_symbols
 from gradreg_fast.rules.max_pool_passes import MOST_PLACES, MaxPoolPasses
 from gradreg_fast.rules.norm import BatchNormTrain, GroupNorm, LayerNorm, RootMeanSquareNorm
 from gradreg_fast.rules.norm_passes import BatchNormPasses, GroupNormPasses, LayerNormPasses, RootMeanSquarePasses
-from gradreg_fast.rules.pool import MaxPool
+from gradreg_fast.rules.pool import AveragePool, MaxPool
 
 DTYPES = {
     "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -62,6 +63,7 @@ def with_passes(graph: Graph, x: Tensor) -> Graph:
     if key not in graph.plans:
         nodes = [node and replace(node, rule=_pass_for(node.rule, kernels, small)) for node in graph.nodes]
         _join_maxima(graph, nodes)
+        _join_averages(graph, nodes)
         graph.plans[key] = graph.rewritten(nodes)
     return graph.plans[key]
 
@@ -75,6 +77,18 @@ def _join_maxima(graph: Graph, nodes: list[Node | None]) -> None:
         below = nodes[j]
         if phi and below and isinstance(below.rule, MaxPoolPasses) and j != graph.seed and read_by(graph, j, i):
             nodes[i] = replace(below, rule=MaxPoolPasses(below.rule.windows, *phi))
+            nodes[j] = nothing(below)
+
+
+def _join_averages(graph: Graph, nodes: list[Node | None]) -> None:
+    """Give activations to the average over windows that alone reads them."""
+    for i, node in enumerate(graph.nodes):
+        if node is None or not isinstance(node.rule, AveragePool) or node.rule.shape is None:
+            continue
+        (j,) = node.inputs
+        below = nodes[j]
+        if below and isinstance(below.rule, ActivationPasses) and j != graph.seed and read_by(graph, j, i):
+            nodes[i] = replace(below, rule=AveragePoolPasses(node.rule, *below.rule.phi))
             nodes[j] = nothing(below)
 
 
