@@ -23,7 +23,7 @@ class AveragePoolPasses(Rule):
         self.windows = pool.shape
         self.divisors = pool.counts_padding, pool.divisor
         self.phi = kind, settings
-        self.curvature_free = kind in FROM_MASK
+        self.curvature_free = self.homogeneous = kind in FROM_MASK
 
     def forward(self, inputs, parameters, extras):
         z = dense(inputs[0])

@@ -19,6 +19,7 @@ class MaxPoolPasses(Rule):
 
     compiled = True
     fresh = True
+    homogeneous = True
 
     def __init__(self, windows: Windows, kind: int, settings: tuple[float, float]) -> None:
         self.windows = windows

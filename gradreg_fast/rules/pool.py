@@ -72,6 +72,7 @@ class MaxPool(Rule):
     """
 
     fresh = True
+    homogeneous = True
 
     def __init__(self, windows, shape: Windows | None = None, dims: int = 2) -> None:
         self.windows = windows
@@ -117,6 +118,7 @@ class AveragePool(Rule):
     """
 
     fresh = True
+    homogeneous = True
 
     def __init__(
         self, windows, backward, shape: Windows | None = None, counts_padding: bool = True, divisor: int = 0
