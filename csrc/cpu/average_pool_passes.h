@@ -53,7 +53,7 @@ struct AveragePoolPasses {
 
         GRADREG_FAST_INLINE Bits read(int64_t place) const {
             Narrow narrow{};
-            __builtin_memcpy(&narrow, mask + place / 8 * apart + first, count);
+            move(&narrow, mask + place / 8 * apart + first);
             return (__builtin_convertvector(narrow, Bits) & (1 << place % 8)) != 0;
         }
         // Of places in their order; `finish` follows.
@@ -64,8 +64,14 @@ struct AveragePoolPasses {
         }
         GRADREG_FAST_INLINE void finish() {
             const Narrow narrow = __builtin_convertvector(bits, Narrow);
-            if (byte >= 0) __builtin_memcpy(mask + byte * apart + first, &narrow, count);
+            if (byte >= 0) move(mask + byte * apart + first, &narrow);
             bits = Bits{};
+        }
+        GRADREG_FAST_INLINE void move(void* to, const void* from) const {
+            if (count == V::lanes)
+                __builtin_memcpy(to, from, V::lanes);
+            else
+                __builtin_memcpy(to, from, count);
         }
     };
 
