@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradreg_fast.rules.base import Rule, is_channels_last, map_rows, per_sample, shared_rows
+from gradreg_fast.rules.base import Rule, add_values, is_channels_last, map_rows, per_sample, shared_rows
 from gradreg_fast.rules.call import Call, each, function, module
 from gradreg_fast.rules.pad import Pad
 
@@ -24,6 +24,7 @@ class Conv(Rule):
     """
 
     fresh = True
+    homogeneous = True
     transposed = False
 
     def __init__(self, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> None:
@@ -61,10 +62,17 @@ class Conv(Rule):
         gradients.add(1, lambda: d.flatten(2).sum((0, 2)))
 
     def proportional(self, saved, parameters, u, xdots, scale, gradients):
-        x, weight = saved
-        tangent = xdots[0][0].addcmul(per_sample(scale, x), x)
-        gradients.add(0, lambda: self._stacked_weight_gradient(u, tangent.unsqueeze(0), weight))
+        self.affine_gradient(saved, parameters, u, (add_values(xdots[0], scale, saved[0]),), scale, gradients)
+
+    def affine_gradient(self, saved, parameters, u, xdots, scale, gradients):
+        self.curvature(saved, parameters, u, xdots, gradients)
         gradients.add(1, lambda: scale @ u[0].flatten(2).sum(2))
+
+    def push_affine(self, saved, parameters, xdots, scale):
+        ydot, (_, bias) = self.push(saved, parameters, xdots), parameters
+        if bias is not None:
+            ydot[0].addcmul_(per_sample(scale, ydot[0]), bias.view(-1, *(1,) * len(self.stride)))
+        return ydot
 
     def flops(self, parameters, shape, inputs):
         return 2 * shape.numel() * math.prod(parameters[0].shape[1:])
