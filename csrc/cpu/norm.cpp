@@ -31,6 +31,7 @@ struct Norm {
 
     Norm(const Tensor& x, const Tensor& mean, const Tensor& inverse, const Optional& weight)
         : x(x), mean(mean), inverse(inverse), weight(weight) {
+        with_numbers(x, "x", [](auto) {});  // before the others, which must be like x
         STD_TORCH_CHECK(x.dim() >= 2 && x.size(1) > 0, "x must be [B, C, ...]");
         batch = x.size(0), channels = x.size(1), pixels = 1;
         for (int64_t dimension = 2; dimension < x.dim(); ++dimension)
