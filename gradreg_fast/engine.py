@@ -20,14 +20,13 @@ from functools import cached_property
 from torch import Tensor
 
 from gradreg_fast.graph import Graph, Node
-from gradreg_fast.rules.base import NodeGradients
+from gradreg_fast.rules.base import BatchProduct, NodeGradients
 
 
 class Terms:
     """What a backward pass accumulates: parameter gradients and second-order terms of the values' adjoints.
 
     Attributes:
-        totals: gradient of each slot, or None.
         wanted: which slots' gradients somebody asked for.
         needs: what follows from that for values and nodes.
         second: for each node, the sums of what `Rule.curvature` returned, or None.
@@ -36,12 +35,21 @@ class Terms:
     def __init__(self, graph: Graph, wanted: tuple[bool, ...], x_wanted: bool) -> None:
         self.wanted = wanted
         self.needs = graph.needs(wanted, x_wanted)
-        self.totals: list[Tensor | None] = [None] * len(wanted)
         self.second: list[tuple[Tensor | None, ...] | None] = [None] * len(graph.nodes)
+        self._totals: list[Tensor | None] = [None] * len(wanted)
+        self._later: dict[int, BatchProduct] = {}
+
+    @property
+    def totals(self) -> list[Tensor | None]:
+        """Gradient of each slot, or None."""
+        while self._later:
+            slot, product = self._later.popitem()
+            NodeGradients(self._totals, (slot,), self.wanted, {}).add(0, product.evaluate)
+        return self._totals
 
     def of(self, node: Node) -> NodeGradients:
         """The node's view of the parameter gradients."""
-        return NodeGradients(self.totals, node.slots, self.wanted)
+        return NodeGradients(self._totals, node.slots, self.wanted, self._later)
 
     def add_second(self, i: int, terms: tuple[Tensor | None, ...]) -> None:
         """Add fresh second-order terms of node i."""
@@ -197,6 +205,7 @@ class Linearization:
                     rule = rule.overwriting
                 tangent = rule.push(*given, xdots) if further else None
             elif scale is None:
+                fresh.difference_update(node.inputs)  # products may wait for them
                 second, tangent = rule.meet(*given, cotangents.pop(i), xdots, terms.of(node), further)
                 terms.add_second(i, second)
             else:

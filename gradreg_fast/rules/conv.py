@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradreg_fast.rules.base import Rule, is_channels_last, map_rows, per_sample, shared_rows
+from gradreg_fast.rules.base import (
+    BatchProduct,
+    NodeGradients,
+    Rule,
+    has_symbols,
+    is_channels_last,
+    map_rows,
+    per_sample,
+    shared_rows,
+)
 from gradreg_fast.rules.call import Call, each, function, module
 from gradreg_fast.rules.pad import Pad
 
@@ -39,31 +48,37 @@ class Conv(Rule):
         if x.dim() != weight.dim():
             raise ValueError(f"a convolution's input must be a batch with {weight.dim()} dimensions, got {x.dim()}")
         if x.device.type == "cpu" and x.dim() == 4 and x.dtype != torch.float64:  # float64 does not run on oneDNN
-            large = weight.numel() > LARGE_WEIGHTS * x.numel() and weight[0, 0].numel() > 1
+            if self._is_pointwise(weight):
+                x = channels_last(x)
+                return _images(functional.linear(_pixels(x), weight.flatten(1), bias)), (x, weight, True)
+            large = weight.numel() > LARGE_WEIGHTS * x.numel()
             if large and not is_channels_last(weight):
                 x = x.contiguous()  # copying the weights, and their gradients, would take longer than it saves
             else:
                 x, weight = channels_last(x), channels_last(weight)
-        return self._convolve(x, weight, bias), (x, weight)
+        return self._convolve(x, weight, bias), (x, weight, False)
 
     def pull(self, saved, parameters, u):
         return (map_rows(lambda rows: self._data_gradient(rows, *saved), u),)
 
     def push(self, saved, parameters, xdots):
-        return map_rows(lambda rows: self._convolve(rows, saved[1], None), xdots[0])
+        x, weight, pointwise = saved
+        if pointwise:
+            return map_rows(lambda rows: _images(functional.linear(_pixels(rows), weight.flatten(1))), xdots[0])
+        return map_rows(lambda rows: self._convolve(_like(rows, x), weight, None), xdots[0])
 
     def curvature(self, saved, parameters, u, xdots, gradients):
-        gradients.add(0, lambda: self._stacked_weight_gradient(u, xdots[0], saved[1]))
+        self._add_stacked(gradients, u, xdots[0], saved)
         return (None,)
 
     def gradient(self, saved, parameters, d, gradients):
-        gradients.add(0, lambda: self._weight_gradient(d, *saved))
+        self._add_weight_gradient(gradients, d, saved[0], saved, later=False)
         gradients.add(1, lambda: d.flatten(2).sum((0, 2)))
 
     def proportional(self, saved, parameters, u, xdots, scale, gradients):
-        x, weight = saved
+        x = saved[0]
         tangent = xdots[0][0].addcmul(per_sample(scale, x), x)
-        gradients.add(0, lambda: self._stacked_weight_gradient(u, tangent.unsqueeze(0), weight))
+        self._add_stacked(gradients, u, tangent.unsqueeze(0), saved)
         gradients.add(1, lambda: scale @ u[0].flatten(2).sum(2))
 
     def flops(self, parameters, shape, inputs):
@@ -78,14 +93,18 @@ class Conv(Rule):
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return aten.convolution(x, weight, bias, *self._settings())
 
-    def _data_gradient(self, u: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    def weight_gradient(self, u: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """The sum over the batch of ``dW`` for the cotangents u of y."""
+        return self._backward(u, x, weight, 1)
+
+    def _data_gradient(self, u: Tensor, x: Tensor, weight: Tensor, pointwise: bool) -> Tensor:
+        if pointwise:
+            return _images(_pixels(u).matmul(weight.flatten(1)))
+        u = _like(u, x)
         if u.shape[0] != x.shape[0]:  # only the shape and the layout of x matter
             layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
             x = torch.empty((u.shape[0], *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
         return self._backward(u, x, weight, 0)
-
-    def _weight_gradient(self, u: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-        return self._backward(u, x, weight, 1)
 
     def _backward(self, u: Tensor, x: Tensor, weight: Tensor, position: int) -> Tensor:
         mask = [position == 0, position == 1, False]
@@ -94,10 +113,23 @@ class Conv(Rule):
     def _settings(self) -> tuple:
         return self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
 
-    def _stacked_weight_gradient(self, u: Tensor, xdot: Tensor, weight: Tensor) -> Tensor:
-        if shared_rows(u):
-            return self._weight_gradient(u[:, 0], xdot.sum(1), weight)
-        return self._weight_gradient(u.flatten(0, 1), xdot.flatten(0, 1), weight)
+    def _is_pointwise(self, weight: Tensor) -> bool:
+        """Whether this is a product for each pixel, which takes less time as such, above all for few pixels."""
+        others = self.groups == 1 and not self.transposed and not any(self.padding)
+        return others and all(size == 1 for size in (*self.stride, *weight.shape[2:]))
+
+    def _add_stacked(self, gradients: NodeGradients, u: Tensor, xdot: Tensor, saved: tuple) -> None:
+        """Add ``sum_k u^k (x) xdot^k`` to the weight's gradient."""
+        rows = (u[:, 0], xdot.sum(1)) if shared_rows(u) else (u.flatten(0, 1), xdot.flatten(0, 1))
+        self._add_weight_gradient(gradients, *rows, saved, later=True)
+
+    def _add_weight_gradient(self, gradients: NodeGradients, u: Tensor, x: Tensor, saved: tuple, later: bool) -> None:
+        like, weight, pointwise = saved
+        if pointwise:
+            gradients.add_product(0, _pixels(u).flatten(0, 2), _pixels(x).flatten(0, 2), weight.shape[2:])
+        else:
+            wide = not has_symbols(x.shape) and weight.numel() > u.numel() + x.numel()  # than what would wait
+            gradients.add_over_batch(0, BatchProduct(self, _like(u, like), _like(x, like), weight), later and wide)
 
 
 class ConvTranspose(Conv):
@@ -117,6 +149,22 @@ class ConvTranspose(Conv):
     def flops(self, parameters, shape, inputs):
         inputs, *rest = parameters[0].shape
         return 2 * shape.numel() * inputs // self.groups * math.prod(rest[1:]) // math.prod(self.stride)
+
+
+def _pixels(images: Tensor) -> Tensor:
+    """``[B, C, H, W]`` as ``[B, H, W, C]``."""
+    return images.permute(0, 2, 3, 1)
+
+
+def _images(pixels: Tensor) -> Tensor:
+    """``[B, H, W, C]`` as ``[B, C, H, W]``, channels last."""
+    return pixels.permute(0, 3, 1, 2)
+
+
+def _like(images: Tensor, x: Tensor) -> Tensor:
+    """The images contiguous if x is: of two layouts oneDNN takes the one for which weights have to be copied."""
+    both = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return images.contiguous() if x.is_contiguous() and not both else images
 
 
 def channels_last(x: Tensor) -> Tensor:

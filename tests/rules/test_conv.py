@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 import gradreg_fast
-from tests.parity import assert_layer, assert_primitives, is_opaque
+from tests.parity import assert_layer, assert_primitives, compare, evaluate, is_opaque, value_and_vjp
 
 pytestmark = pytest.mark.usefixtures("float64", "each_backend")
 
@@ -116,6 +116,24 @@ def test_functional_same_padding_is_left_to_autograd():
 def test_one_dimension(make):
     model = nn.Sequential(nn.Conv1d(2, 2, 1), nn.Tanh(), make(), nn.Tanh(), nn.Flatten(), nn.Linear(15, 2))
     assert_primitives(model, torch.randn(3, 2, 5))
+
+
+@pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.Tanh])
+def test_weights_larger_than_images(activation):
+    """Products of weights that wait for each other: of two sizes of images, of one, and of a penalty alone."""
+    twice = nn.Conv2d(12, 12, 3, padding=1)
+    layers = nn.Conv2d(2, 12, 3), activation(), twice, activation(), nn.MaxPool2d(2, 1), twice, activation(), twice
+    assert_primitives(nn.Sequential(*layers), torch.randn(2, 2, 4, 4))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layouts_in_single_precision(bias):
+    """One by one kernels, which are products over channels, beside large weights, which keep their images' layout."""
+    layers = [nn.Conv2d(2, 8, 1, bias=bias), nn.Tanh(), nn.Conv2d(8, 40, 3, padding=1, bias=bias), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.Conv2d(40, 40, 3, bias=bias), nn.Softplus(), nn.Conv2d(40, 3, 1, bias=bias))
+    for x in (torch.randn(2, 2, 3, 4), torch.randn(2, 3, 4, 2).permute(0, 3, 1, 2), torch.randn(2, 2, 6, 4)[:, :, ::2]):
+        found = [evaluate(each, model.float(), [x.float()]) for each in (gradreg_fast.value_and_vjp, value_and_vjp)]
+        compare(*found, rtol=1e-4, floor=1e-5)
 
 
 def test_no_batch_dimension_is_an_error():
