@@ -75,7 +75,7 @@ def linearize(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> tupl
         if node is None:
             continue
         inputs = [values[j] for j in node.inputs]
-        extras = [*(values[j] for j in node.extras), *select(node.updated, tensors)]
+        extras = [*[values[j] for j in node.extras], *select(node.updated, tensors)]
         values[i], saved[i] = node.rule.forward(inputs, select(node.slots, tensors), extras)
         shapes[i] = getattr(values[i], "shape", None)
         if i in graph.computed:
@@ -186,14 +186,14 @@ class Linearization:
             The tangent of `top` and what was kept, by node.
         """
         tangents, kept, dependent, fresh = dict(seeds), {}, self.graph.dependent, set()
+        members = len(next(iter(seeds.values())))
         last_meeting = max((i for i in cotangents or () if terms.needs.meeting[i]), default=0)
         for i in range(min(seeds) + 1, (last_meeting if top is None else top) + 1):
             node = self.graph.nodes[i]
             if i in seeds or not dependent[i] or any(j not in tangents and dependent[j] for j in node.inputs):
                 continue
             rule, parameters = node.rule, self.parameters[i]
-            members = next(len(tangents[j]) for j in node.inputs if j in tangents)
-            xdots = tuple(tangents[j] if j in tangents else self.zeros(j, members) for j in node.inputs)
+            xdots = tuple([tangents[j] if j in tangents else self.zeros(j, members) for j in node.inputs])
             if keep is not None and keep[i]:
                 kept[i] = xdots
                 fresh.difference_update(node.inputs)
@@ -259,4 +259,4 @@ class Linearization:
 
 def select(slots: Sequence[int | None], tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """The tensors in these slots; None in an absent one."""
-    return tuple(None if slot is None else tensors[slot] for slot in slots)
+    return tuple([None if slot is None else tensors[slot] for slot in slots])

@@ -53,19 +53,21 @@ class NodeGradients:
             total = self._totals[slot]
             self._totals[slot] = gradient() if total is None else total.add_(gradient())
 
-    def add_product(self, position: int, left: Tensor, right: Tensor, kernel: tuple[int, ...] = ()) -> None:
+    def add_product(self, position: int, left: Tensor, right: Tensor, shape: Sequence[int] | None = None) -> None:
         """Add ``left^T right`` of two matrices with as many rows, accumulating inside the product.
 
-        `kernel`: further sizes of the parameter, all one.
+        `shape`: the parameter's, behind its first dimension, where it is no matrix.
         """
         if self.wants(position):
             slot = self._slots[position]
             total = self._totals[slot]
             if total is None:
                 product = left.t().mm(right)
-                self._totals[slot] = product.view(*product.shape, *kernel) if kernel else product
+                self._totals[slot] = product if shape is None else product.unflatten(1, shape)
+            elif total.is_contiguous():
+                total.view(len(total), -1).addmm_(left.t(), right)
             else:
-                (total.flatten(1) if kernel else total).addmm_(left.t(), right)
+                total.add_(left.t().mm(right).view_as(total))
 
     def add_over_batch(self, position: int, product: "BatchProduct", later: bool) -> None:
         """Add a product, with the one that waits for it; `later`: let it wait itself."""

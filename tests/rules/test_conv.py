@@ -127,11 +127,20 @@ def test_weights_larger_than_images(activation):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_layouts_in_single_precision(bias):
-    """One by one kernels, which are products over channels, beside large weights, which keep their images' layout."""
-    layers = [nn.Conv2d(2, 8, 1, bias=bias), nn.Tanh(), nn.Conv2d(8, 40, 3, padding=1, bias=bias), nn.Tanh()]
-    model = nn.Sequential(*layers, nn.Conv2d(40, 40, 3, bias=bias), nn.Softplus(), nn.Conv2d(40, 3, 1, bias=bias))
-    for x in (torch.randn(2, 2, 3, 4), torch.randn(2, 3, 4, 2).permute(0, 3, 1, 2), torch.randn(2, 2, 6, 4)[:, :, ::2]):
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_layouts_in_single_precision(bias, outputs):
+    """Kernels that are their stride, which are products, beside large weights, which keep their images' layout."""
+
+    def conv(*settings, **options):
+        return nn.Conv2d(*settings, bias=bias, **options)
+
+    ends = conv(2, 8, 1), conv(8, 8, (2, 3), (2, 3)), conv(8, 8, 2, 2), nn.Flatten(), nn.Linear(16, outputs)
+    model = nn.Sequential(ends[0], nn.LeakyReLU(), conv(8, 40, 3, padding=1), conv(40, 8, 3, padding=1), *ends[1:])
+    for x in (
+        torch.randn(2, 2, 4, 14),
+        torch.randn(2, 4, 14, 2).permute(0, 3, 1, 2),
+        torch.randn(2, 2, 8, 14)[:, :, ::2],
+    ):
         found = [evaluate(each, model.float(), [x.float()]) for each in (gradreg_fast.value_and_vjp, value_and_vjp)]
         compare(*found, rtol=1e-4, floor=1e-5)
 
