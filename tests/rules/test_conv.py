@@ -49,6 +49,11 @@ def test_options(options):
     assert_layer(make, (4, 7, 6))
 
 
+@pytest.mark.parametrize("options", ["padding", "everything but groups", "two dilations", "stride and padding"])
+def test_depthwise_on_small_images(options):
+    assert_layer(lambda: nn.Conv2d(4, 4, **{"kernel_size": 3, **OPTIONS[options], "groups": 4}), (4, 3, 4))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 7)])
 @pytest.mark.parametrize("channels", [(1, 1), (1, 5), (3, 1)])
 def test_odd_sizes(size, channels):
