@@ -37,7 +37,7 @@ def weight_gradient(
 
 @lru_cache(maxsize=64)
 def _cells(above: tuple, below: tuple, kernel: tuple, stride: tuple, padding: tuple, dilation: tuple) -> Tensor:
-    """For each pair of pixels of y and of x, the number of the kernel's cell between them; one more if there is none."""
+    """For each pair of pixels of y and of x, the number of the kernel's cell between them; one more for none."""
     rows, columns = (_offsets(*sizes) for sizes in zip(above, below, kernel, stride, padding, dilation, strict=True))
     rows, columns = rows[:, None, :, None], columns[None, :, None, :]
     cells = torch.where((rows < 0) | (columns < 0), kernel[0] * kernel[1], rows * kernel[1] + columns)
