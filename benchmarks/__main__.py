@@ -305,7 +305,7 @@ def _experiment(arguments):
     torch.set_num_threads(arguments.threads)
     console = _console()
     for name in experiments.NAMES if "all" in arguments.names else arguments.names:
-        lacking = "; ".join(experiments.missing(name))
+        lacking = "; ".join(experiments.missing(name, arguments.quick))
         if not lacking:
             _run_experiment(name, arguments, console)
         elif "all" in arguments.names:

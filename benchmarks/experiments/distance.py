@@ -42,7 +42,7 @@ BOX = 0.6  # half of its side
 PIXELS = 96
 KINDS = {0: ("distances only", plot.GREY), WEIGHT: ("with the eikonal penalty", plot.AHEAD)}
 MEASURES = {
-    "distance": ("mean absolute error of the distance (the elephant is 1 tall)", ".4f"),
+    "distance": ("mean absolute error of the distance (the mesh is 1 tall)", ".4f"),
     "angle": ("mean angle between gradient and normal, degrees", ".1f"),
 }
 
@@ -51,7 +51,7 @@ def cells(quick: bool) -> list[dict]:
     """Numbers of known distances, without and with the penalty."""
     seeds, steps = (1, 40) if quick else (5, 800)
     return [
-        {"known": known, "weight": weight, "steps": steps, "seed": seed}
+        {"mesh": "sphere" if quick else "elephant", "known": known, "weight": weight, "steps": steps, "seed": seed}
         for known in (KNOWN[-1:] if quick else KNOWN)
         for weight in KINDS
         for seed in range(seeds)
@@ -59,37 +59,39 @@ def cells(quick: bool) -> list[dict]:
 
 
 @cache
-def mesh():
-    """The elephant, as a `trimesh.Trimesh`."""
+def mesh(name: str):
+    """The elephant, or a sphere where it must be quick, as a `trimesh.Trimesh` one unit tall."""
     import trimesh
 
+    if name == "sphere":
+        return trimesh.creation.icosphere(radius=0.5)
     with tarfile.open(MESHES) as archive:
         data = archive.extractfile("data/meshes/elephant.off").read()
     return trimesh.load(io.BytesIO(data), file_type="off")
 
 
-def surface(points: int, seed: int) -> tuple[Tensor, Tensor]:
+def surface(name: str, points: int, seed: int) -> tuple[Tensor, Tensor]:
     """Random points of the surface and their outward normals, [N, 3]."""
     import trimesh
 
-    x, faces = trimesh.sample.sample_surface(mesh(), points, seed=seed)
-    return torch.tensor(np.asarray(x)).float(), torch.tensor(mesh().face_normals[faces]).float()
+    x, faces = trimesh.sample.sample_surface(mesh(name), points, seed=seed)
+    return torch.tensor(np.asarray(x)).float(), torch.tensor(mesh(name).face_normals[faces]).float()
 
 
 @cache
-def distances(points: int, seed: int) -> tuple[Tensor, Tensor]:
+def distances(name: str, points: int, seed: int) -> tuple[Tensor, Tensor]:
     """Random points of the box [N, 3] and their signed distances [N, 1], negative inside."""
     import trimesh
 
     x = BOX * (2 * np.random.default_rng(seed).random((points, 3)) - 1)
-    signed = -trimesh.proximity.signed_distance(mesh(), x)
+    signed = -trimesh.proximity.signed_distance(mesh(name), x)
     return torch.from_numpy(x).float(), torch.from_numpy(signed).float()[:, None]
 
 
-def batches(known: int, steps: int, seed: int):
+def batches(name: str, known: int, steps: int, seed: int):
     """Surface points, known points and random points, with the distances of the first two."""
-    on_surface, _ = surface(20_000, seed)
-    in_space, signed = (part[:known] for part in distances(KNOWN[-1], 0))
+    on_surface, _ = surface(name, 20_000, seed)
+    in_space, signed = (part[:known] for part in distances(name, KNOWN[-1], 0))
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         first = torch.randint(len(on_surface), (SURFACE,), generator=generator)
@@ -111,14 +113,14 @@ def run(config: dict, engines: tuple[str, ...]) -> dict[str, dict]:
         model = models.build(models.mlp(64, 64, 64, 1, activation="softplus100"), (3,), config["seed"])
         loss = loop.objective(engine, "eikonal", model, _task, config["weight"])
         runs[engine] = loop.Run(model, loss, loop.adam(5e-3, config["steps"]))
-    loop.lockstep(list(runs.values()), batches(config["known"], config["steps"], config["seed"]))
+    loop.lockstep(list(runs.values()), batches(*(config[name] for name in ("mesh", "known", "steps", "seed"))))
     shown = config["seed"] == 0 and config["known"] == KNOWN[-1]
-    return {engine: _outcome(each, shown) for engine, each in runs.items()}
+    return {engine: _outcome(each, config["mesh"], shown) for engine, each in runs.items()}
 
 
-def _outcome(run, shown):
-    x, signed = distances(TESTED, 1000)
-    on_surface, normals = surface(TESTED, 1000)
+def _outcome(run, name, shown):
+    x, signed = distances(name, TESTED, 1000)
+    on_surface, normals = surface(name, TESTED, 1000)
     _, slope = derivative(run.model, on_surface)
     cosine = torch.nn.functional.cosine_similarity(slope, normals).clamp(-1, 1)
     outcome = {
@@ -153,9 +155,9 @@ def _shades(normals, met):
     return [[round(value, 2) for value in row] for row in torch.where(met, shades, -1.0).view(PIXELS, PIXELS).tolist()]
 
 
-def true_picture() -> list[list[float]]:
+def true_picture(name: str) -> list[list[float]]:
     """The mesh in the same light: of very many points of its surface the foremost in every pixel."""
-    points, normals = surface(400_000, 0)
+    points, normals = surface(name, 400_000, 0)
     column, row = (((points[:, axis] * sign / BOX + 1) / 2 * PIXELS).long() for axis, sign in ((0, 1), (1, -1)))
     order = points[:, 2].argsort()  # the foremost is written last
     shown = torch.zeros(PIXELS * PIXELS, 3)
@@ -200,7 +202,9 @@ def draw(rows: list[Row]) -> Figure:
         kind: outcomes(rows, "picture", known=KNOWN[-1], weight=weight, seed=0)[0]
         for weight, (kind, _) in KINDS.items()
     }
-    for panel, (kind, picture) in zip(axes[1], ({"the mesh": true_picture()} | pictures).items(), strict=True):
+    for panel, (kind, picture) in zip(
+        axes[1], ({"the mesh": true_picture(rows[0].config["mesh"])} | pictures).items(), strict=True
+    ):
         panel.imshow(np.ma.masked_less(picture, 0), cmap="gray", vmin=0, vmax=1)
         title = kind if kind == "the mesh" else f"learned from {KNOWN[-1]} points, {kind}"
         panel.set_title(title, fontsize=10)

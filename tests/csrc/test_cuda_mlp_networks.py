@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradreg_fast
-from gradreg_fast import functional, measured, ops
+from gradreg_fast import functional, measured, mlp, ops
 from gradreg_fast.backend import mlp_kept_on_cuda
 from gradreg_fast.mlp import kernel_for
 from tests.parity import assert_primitives, evaluate, norm, value_and_vjp
@@ -151,7 +151,10 @@ def test_by_themselves_kernels_take_what_was_measured_to_pay(cuda_operations, mo
     assert served(large, x) and served(too_large, x)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with gradreg_fast.backend("auto"):
+        assert served(too_large, x)  # launches bind
+        monkeypatch.setattr(mlp, "LAUNCH_BOUND", {torch.float32: 9 * 3 * 161 - 1})
         assert served(large, x) and not served(too_large, x)
+        monkeypatch.setattr(mlp, "LAUNCH_BOUND", {torch.float32: 0})
         monkeypatch.setitem(measured.WIDTHS, (9, 0), {torch.float32: 64})
         assert served(small, x) and not served(large, x)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
