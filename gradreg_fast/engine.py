@@ -259,4 +259,4 @@ class Linearization:
 
 def select(slots: Sequence[int | None], tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """The tensors in these slots; None in an absent one."""
-    return tuple([None if slot is None else tensors[slot] for slot in slots])
+    return tuple([None if slot is None else tensors[slot] for slot in slots]) if slots else ()

@@ -304,7 +304,7 @@ def map_members(function: Callable[[Tensor], Tensor], stack: Tensor, rows: bool)
 
 def members_of(stack: Tensor) -> Sequence[Tensor]:
     """The members of a stack; of one member the stack itself, for those who are to give it another shape anyway."""
-    return (stack,) if len(stack) == 1 else stack.unbind()
+    return (stack,) if stack.shape[0] == 1 else stack.unbind()
 
 
 def stacked(members: Sequence[Tensor]) -> Tensor:
@@ -331,7 +331,7 @@ def unit_stack(shape: torch.Size, like: Tensor) -> Tensor:
 
 def dot_stacks(u: Tensor, xdot: Tensor) -> Tensor:
     """``sum_k u^k xdot^k``, elementwise: a fresh tensor ``[B, ...]``."""
-    return u[0] * xdot[0] if len(u) == 1 else (u * xdot).sum(0)
+    return u[0] * xdot[0] if u.shape[0] == 1 else (u * xdot).sum(0)
 
 
 def at_least_single(dtype: torch.dtype) -> torch.dtype:
@@ -353,6 +353,6 @@ def laid_out(tensor: Tensor, shape: torch.Size, strides: tuple[int, ...]) -> Ten
     """Values ``[B, ...]`` or a stack ``[K, B, ...]`` of them, each member with these strides, without gaps."""
     stacked = tensor.dim() > len(shape)
     wanted = (math.prod(shape), *strides) if stacked else strides  # `numel` would make a symbolic size constant
-    if tensor.stride() == wanted or (stacked and len(tensor) == 1 and tensor.stride()[1:] == strides):
+    if tensor.stride() == wanted or (stacked and tensor.shape[0] == 1 and tensor.stride()[1:] == strides):
         return tensor
     return torch.empty_strided(tensor.shape, wanted, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
