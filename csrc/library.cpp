@@ -82,12 +82,21 @@ STABLE_TORCH_LIBRARY(gradreg_fast, library) {
     // phi' d + phi'' w or, if `below`, phi' d + (phi'' / phi') w.
     library.def("activation_bend(Tensor kept, Tensor? d, Tensor w, int kind, float[] settings, bool below) -> Tensor");
     // y = phi(max z) over windows of images [.., H, W] with a piecewise linear phi (common/max_pool.h). options: pairs of
-    // the windows' height and width, of their steps and of their margins, and of z's; whether the images lie channels
-    // last, without gaps, instead of as they are. Returns y and what the sweeps need, both in this layout.
+    // the windows' height and width, of their steps and of their margins, of z's and of y's; whether the images lie
+    // channels last, without gaps, instead of as they are. Returns y and what the sweeps need, both in this layout.
     library.def("max_pool(Tensor z, int[] options, int kind, float[] settings) -> (Tensor, Tensor)");
     // phi' xdot of the winners, and its transpose, for stacks [K, ...].
     library.def("max_pool_push(Tensor code, Tensor xdot, int[] options, int kind, float[] settings) -> Tensor");
     library.def("max_pool_pull(Tensor code, Tensor u, int[] options, int kind, float[] settings) -> Tensor");
+    // y = A phi(z) for averages A over windows (common/average_pool.h). options: those of maxima; whether margins count;
+    // the divisor of all windows, or 0. Returns y and, of a piecewise linear phi, a mask, which is kept instead of z.
+    library.def("average_pool(Tensor z, int[] options, int kind, float[] settings) -> (Tensor, Tensor)");
+    // A phi' xdot for a stack; its transpose plus, if given, phi'' second; and sum_k (A^T u^k) xdot^k.
+    library.def("average_pool_push(Tensor kept, Tensor xdot, int[] options, int kind, float[] settings) -> Tensor");
+    library.def(
+        "average_pool_pull(Tensor kept, Tensor u, Tensor? second, int[] options, int kind, float[] settings) -> "
+        "Tensor");
+    library.def("average_pool_meet(Tensor u, Tensor xdot, int[] options, int kind, float[] settings) -> Tensor");
     // Normalisations with statistics of channels (cpu/norm.h, cuda/norm.h) at x [B, C, ...], which lies as it is or
     // channels last, as do all others. mean and inverse: [C] of the batch, or [B, groups] of each sample; weight: [C];
     // all in float32 where x is in less. For a stack v [K, B, C, ...] returns J v if `push`, else J^T v plus `second`

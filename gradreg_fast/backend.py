@@ -334,10 +334,12 @@ def register_fakes(module: ModuleType) -> None:
         return torch.empty_like(w)
 
     def pooled(like, shape, options, **dtype):
-        """Maxima over windows, with all but the last two sizes given."""
-        pairs = (options[i : i + 2] for i in (0, 2, 4, 6))
-        sizes = ((size + 2 * margin - window) // step + 1 for window, step, margin, size in zip(*pairs, strict=True))
-        return laid_out(like, (*shape, *sizes), options[8], **dtype)
+        """What windows make, with all but the last two sizes given."""
+        return laid_out(like, (*shape, *options[8:10]), options[10], **dtype)
+
+    def unpooled(like, shape, options):
+        """What windows slide over."""
+        return laid_out(like, (*shape, *options[6:8]), options[10])
 
     @ops.register_fake("gradreg_fast::max_pool")
     def max_pool(z, options, kind, settings):
@@ -349,7 +351,25 @@ def register_fakes(module: ModuleType) -> None:
 
     @ops.register_fake("gradreg_fast::max_pool_pull")
     def max_pool_pull(code, u, options, kind, settings):
-        return laid_out(u, (*u.shape[:-2], *options[6:8]), options[8])
+        return unpooled(u, u.shape[:-2], options)
+
+    @ops.register_fake("gradreg_fast::average_pool")
+    def average_pool(z, options, kind, settings):
+        y = pooled(z, z.shape[:-2], options)
+        bytes_of_window = -(-options[0] * options[1] // 8)
+        return y, z.new_empty(y.numel() * bytes_of_window * (kind in (1, 2)), dtype=torch.uint8)
+
+    @ops.register_fake("gradreg_fast::average_pool_push")
+    def average_pool_push(kept, xdot, options, kind, settings):
+        return pooled(xdot, xdot.shape[:-2], options)
+
+    @ops.register_fake("gradreg_fast::average_pool_pull")
+    def average_pool_pull(kept, u, second, options, kind, settings):
+        return unpooled(u, u.shape[:-2], options)
+
+    @ops.register_fake("gradreg_fast::average_pool_meet")
+    def average_pool_meet(u, xdot, options, kind, settings):
+        return unpooled(xdot, xdot.shape[1:-2], options)
 
     @ops.register_fake("gradreg_fast::norm_project")
     def norm_project(v, x, mean, inverse, weight, second, push, gradients):

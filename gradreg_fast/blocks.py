@@ -194,7 +194,7 @@ def _run(graph: Graph, start: int, kernels: str) -> Run | None:
             pooling = MAX_FIRST if pooling == MAX else pooling
         elif kernels == "cuda":
             break
-        elif isinstance(rule, (MaxPool, AveragePool)) and pooling == NONE and rule.shape is not None:
+        elif isinstance(rule, (MaxPool, AveragePool)) and pooling == NONE and rule.whole:
             pooling, windows = MAX if isinstance(rule, MaxPool) else AVERAGE, rule.shape
         else:
             break

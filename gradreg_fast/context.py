@@ -149,7 +149,7 @@ def _flatten(item, tensors: list[Tensor], places: dict[int, _Place]):
         return {key: _flatten(member, tensors, places) for key, member in item.items()}
     if kind is Linearization:
         nested = (_flatten(item.tensors, tensors, places), _flatten(item.saved, tensors, places))
-        return Linearization(item.graph, *nested, item.shapes, item.like)
+        return Linearization(item.graph, *nested, item.shapes, item.like, _flatten(item.x, tensors, places))
     return item
 
 
@@ -163,5 +163,5 @@ def _unflatten(item, tensors: tuple[Tensor, ...]):
         return {key: _unflatten(member, tensors) for key, member in item.items()}
     if kind is Linearization:
         nested = (_unflatten(item.tensors, tensors), _unflatten(item.saved, tensors))
-        return Linearization(item.graph, *nested, item.shapes, item.like)
+        return Linearization(item.graph, *nested, item.shapes, item.like, _unflatten(item.x, tensors))
     return item

@@ -20,7 +20,7 @@ from functools import cached_property
 from torch import Tensor
 
 from gradreg_fast.graph import Graph, Node
-from gradreg_fast.rules.base import BatchProduct, NodeGradients
+from gradreg_fast.rules.base import BatchProduct, NodeGradients, add_values
 
 
 class Terms:
@@ -84,7 +84,7 @@ def linearize(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> tupl
             values[j] = None
     like = values[graph.seed].new_empty(0)
     tensors = [tensor if slot in graph.read_again else None for slot, tensor in enumerate(tensors)]
-    return values[graph.output], Linearization(graph, tensors, saved, shapes, like)
+    return values[graph.output], Linearization(graph, tensors, saved, shapes, like, x if graph.homogeneous else None)
 
 
 @dataclass
@@ -97,6 +97,7 @@ class Linearization:
         saved: what each node's rule kept.
         shapes: each value's shape.
         like: an empty tensor with the seed's dtype and device.
+        x: the input, if the graph is homogeneous.
     """
 
     graph: Graph
@@ -104,6 +105,7 @@ class Linearization:
     saved: list
     shapes: list
     like: Tensor
+    x: Tensor | None = None
 
     @cached_property
     def parameters(self) -> list[tuple[Tensor | None, ...]]:
@@ -179,7 +181,8 @@ class Linearization:
             keep: for each node, whether a later `pull` is to meet its tangent; None: keep nothing.
             cotangents: kept by an earlier `pull`, consumed; their second-order terms are added to `terms`.
             terms: see `cotangents`.
-            scale: ``[B]``: ``d = scale u`` everywhere, so that the meeting gives all of the parameters' gradients.
+            scale: ``[B]``: ``d = scale u`` everywhere, so that the meeting gives all of the parameters' gradients, of
+                ``<u, J (xdot + scale x)>``. From a homogeneous graph's input on, this sum is pushed instead of xdot.
             final: no sweep over these nodes follows: what they saved is freed on the way.
 
         Returns:
@@ -187,6 +190,9 @@ class Linearization:
         """
         tangents, kept, dependent, fresh = dict(seeds), {}, self.graph.dependent, set()
         members = len(next(iter(seeds.values())))
+        affine = scale is not None and self.x is not None and 0 in seeds
+        if affine:
+            tangents[0] = add_values(seeds[0], scale, self.x)
         last_meeting = max((i for i in cotangents or () if terms.needs.meeting[i]), default=0)
         for i in range(min(seeds) + 1, (last_meeting if top is None else top) + 1):
             node = self.graph.nodes[i]
@@ -200,9 +206,13 @@ class Linearization:
             further = top is not None or i < last_meeting
             meeting = cotangents is not None and i in cotangents and terms.needs.meeting[i]
             given = self.saved[i], parameters
-            if not meeting:
-                if all(j in fresh and j in self.graph.released[i] for j in node.inputs):
-                    rule = rule.overwriting
+            if not meeting and all(j in fresh and j in self.graph.released[i] for j in node.inputs):
+                rule = rule.overwriting
+            if affine:
+                if meeting:
+                    rule.affine_gradient(*given, cotangents.pop(i), xdots, scale, terms.of(node))
+                tangent = rule.push_affine(*given, xdots, scale) if further else None
+            elif not meeting:
                 tangent = rule.push(*given, xdots) if further else None
             elif scale is None:
                 fresh.difference_update(node.inputs)  # products may wait for them

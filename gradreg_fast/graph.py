@@ -267,6 +267,15 @@ class Graph:
         return all(node.rule.curvature_free for node in self.nodes if node and node.inputs)
 
     @cached_property
+    def homogeneous(self) -> bool:
+        """Whether all nodes are, up to the seed: tangents may carry multiples of the values along."""
+        return self.curvature_free and all(
+            node.rule.homogeneous and all(self.dependent[j] for j in node.inputs)
+            for node, dependent in zip(self.nodes, self.dependent, strict=True)
+            if node and dependent
+        )
+
+    @cached_property
     def couples_samples(self) -> bool:
         """Whether some sample's output may depend on another sample."""
         return any(node.rule.couples_samples for node in self.nodes if node and node.inputs)

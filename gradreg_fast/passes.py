@@ -20,11 +20,12 @@ from gradreg_fast.graph import Graph, Node
 from gradreg_fast.mlp import kind_of, mlp_of
 from gradreg_fast.rules.activation import Activation, Sine
 from gradreg_fast.rules.activation_passes import ActivationPasses
+from gradreg_fast.rules.average_pool_passes import AveragePoolPasses
 from gradreg_fast.rules.base import Rule, has_symbols
 from gradreg_fast.rules.max_pool_passes import MOST_PLACES, MaxPoolPasses
 from gradreg_fast.rules.norm import BatchNormTrain, GroupNorm, LayerNorm, RootMeanSquareNorm
 from gradreg_fast.rules.norm_passes import BatchNormPasses, GroupNormPasses, LayerNormPasses, RootMeanSquarePasses
-from gradreg_fast.rules.pool import MaxPool
+from gradreg_fast.rules.pool import EVERYTHING, AveragePool, MaxPool, Windows
 
 DTYPES = {
     "cuda": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -41,6 +42,10 @@ ON_CPU = (BatchNormTrain, LayerNorm, RootMeanSquareNorm)
 LEAST_ON_CPU = 1 << 16
 """Numbers of an input from which passes of piecewise linear activations and of poolings repay their calls; four images
 of 48 x 48 are too few. Those of smooth activations always do: their second derivatives take PyTorch several calls."""
+
+MOST_WINDOWS = 3
+"""That a number may be in, on average, where activations join averages: in nine (3 x 3 windows, one step apart) reading
+and telling its slope as often takes twice as long as passes of their own; in 2.25 the same."""
 
 
 def with_kernels(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Graph:
@@ -62,6 +67,7 @@ def with_passes(graph: Graph, x: Tensor) -> Graph:
     if key not in graph.plans:
         nodes = [node and replace(node, rule=_pass_for(node.rule, kernels, small)) for node in graph.nodes]
         _join_maxima(graph, nodes)
+        _join_averages(graph, nodes)
         graph.plans[key] = graph.rewritten(nodes)
     return graph.plans[key]
 
@@ -76,6 +82,24 @@ def _join_maxima(graph: Graph, nodes: list[Node | None]) -> None:
         if phi and below and isinstance(below.rule, MaxPoolPasses) and j != graph.seed and read_by(graph, j, i):
             nodes[i] = replace(below, rule=MaxPoolPasses(below.rule.windows, *phi))
             nodes[j] = nothing(below)
+
+
+def _join_averages(graph: Graph, nodes: list[Node | None]) -> None:
+    """Give activations to the average over windows that alone reads them."""
+    for i, node in enumerate(graph.nodes):
+        if node is None or not isinstance(node.rule, AveragePool) or not _joins(node.rule.shape):
+            continue
+        (j,) = node.inputs
+        below = nodes[j]
+        if below and isinstance(below.rule, ActivationPasses) and j != graph.seed and read_by(graph, j, i):
+            nodes[i] = replace(below, rule=AveragePoolPasses(node.rule, *below.rule.phi))
+            nodes[j] = nothing(below)
+
+
+def _joins(windows: Windows | None) -> bool:
+    if windows is None or windows is EVERYTHING:
+        return windows is EVERYTHING
+    return math.prod(windows.size) <= MOST_WINDOWS * math.prod(windows.stride)
 
 
 def _is_small(x: Tensor) -> bool:

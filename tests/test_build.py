@@ -1,9 +1,9 @@
-"""The build at first use when things go wrong: each in a fresh process with a cache of its own."""
+"""The build at first use when things go wrong: each in a process without gradreg_fast, with a cache of its own."""
 
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -28,22 +28,39 @@ echo call >> "$FAKE_CALLS"
 """
 
 
-def run(lines, cache, **environment):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "GRADREG_FAST_CACHE": str(cache), "MAX_JOBS": "1", **environment}
-    env = {name: value for name, value in env.items() if value is not None}
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(lines)],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+SETTING = """
+import os, sys
+os.environ.clear()
+os.environ.update({environment})
+sys.path.insert(0, {root!r})
+for stream, path in ((1, {out!r}), (2, {error!r})):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+"""
+PROCESSES = multiprocessing.get_context("forkserver")  # torch is imported once for all of them
+PROCESSES.set_forkserver_preload(["torch"])
 
 
-def finished(process):
-    out, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
-    return out.strip(), error
+@pytest.fixture
+def run(tmp_path):
+    """Starts these lines in a process: itself, and the files with what it prints."""
+
+    def run(lines, cache, **environment):
+        env = {**os.environ, "GRADREG_FAST_CACHE": str(cache), "MAX_JOBS": "1", **environment}
+        env = {name: value for name, value in env.items() if value is not None}
+        out, error = (Path(tempfile.mkdtemp(dir=tmp_path)) / "said" for _ in range(2))
+        setting = SETTING.format(environment=env, root=str(ROOT), out=str(out), error=str(error))
+        process = PROCESSES.Process(target=exec, args=(setting + textwrap.dedent(lines), {}))
+        process.start()
+        return process, out, error
+
+    return run
+
+
+def finished(started):
+    process, out, error = started
+    process.join(timeout=300)
+    assert process.exitcode == 0, error.read_text()
+    return out.read_text().strip(), error.read_text()
 
 
 @pytest.fixture
@@ -69,18 +86,18 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_without_a_compiler_pytorch_serves_in_silence(tmp_path):
+def test_without_a_compiler_pytorch_serves_in_silence(run, tmp_path):
     out, error = finished(run(STEP + ASK, tmp_path / "cache", CXX=None, PATH=""))
     assert "no C++ compiler" in out
     assert error == ""
 
 
-def test_a_named_compiler_that_is_not_there(tmp_path):
+def test_a_named_compiler_that_is_not_there(run, tmp_path):
     out, _ = finished(run(STEP + ASK, tmp_path / "cache", CXX="no-such-compiler"))
     assert "no-such-compiler" in out
 
 
-def test_a_broken_compiler_is_told_once_and_not_tried_again(tmp_path, compiler):
+def test_a_broken_compiler_is_told_once_and_not_tried_again(run, tmp_path, compiler):
     broken = compiler("echo 'fatal error: broken' >&2; exit 1")
     out, error = finished(run(STEP + ASK, tmp_path / "cache", **broken))
     assert "fatal error: broken" in out
@@ -96,7 +113,7 @@ def test_a_broken_compiler_is_told_once_and_not_tried_again(tmp_path, compiler):
     assert calls(tmp_path) == tried
 
 
-def test_an_explicit_choice_of_what_cannot_be_built_raises(tmp_path, compiler):
+def test_an_explicit_choice_of_what_cannot_be_built_raises(run, tmp_path, compiler):
     broken = compiler("exit 1")
     lines = """
     import torch, gradreg_fast
@@ -109,14 +126,14 @@ def test_an_explicit_choice_of_what_cannot_be_built_raises(tmp_path, compiler):
     assert "backend 'cpp' cannot be used" in out and "build.log" in out
 
 
-def test_a_cache_that_cannot_be_written(tmp_path):
+def test_a_cache_that_cannot_be_written(run, tmp_path):
     obstacle = tmp_path / "file"
     obstacle.write_text("")  # no folder can be made below a file, by root neither
     out, _ = finished(run(STEP + ASK, obstacle / "cache"))
     assert "cannot be used" in out
 
 
-def test_two_processes_wait_for_one_build(tmp_path, compiler):
+def test_two_processes_wait_for_one_build(run, tmp_path, compiler):
     slow = compiler('sleep 0.2; while [ $# -gt 1 ]; do if [ "$1" = -o ]; then : > "$2"; fi; shift; done')
     both = [run(ASK, tmp_path / "cache", **slow) for _ in range(2)]
     for process in both:
@@ -129,7 +146,7 @@ def test_two_processes_wait_for_one_build(tmp_path, compiler):
     assert sorted(path.suffix for path in folder.iterdir()) == ["", ".log", ".so"]  # the lock; nothing unfinished
 
 
-def test_import_builds_nothing(tmp_path):
+def test_import_builds_nothing(run, tmp_path):
     out, error = finished(run("import gradreg_fast; print('imported')", tmp_path / "cache"))
     assert out == "imported" and error == ""
     assert not (tmp_path / "cache").exists()

@@ -150,12 +150,28 @@ def elementwise(B, laid, namespace):
 def maxima(B, laid, namespace):
     """Without gaps."""
     for laid in (LAYOUTS["contiguous"], channels_last):
-        windows = ([3, 2, 2, 1, 1, 0, 6, 5, laid is channels_last], 2, [0.2, 0.0])
+        windows = ([3, 2, 2, 1, 1, 0, 6, 5, 3, 4, laid is channels_last], 2, [0.2, 0.0])
         z, xdot = laid(torch.randn(B, 3, 6, 5)), laid(torch.randn(2, B, 3, 6, 5))
         yield "max_pool", (z, *windows)
         y, code = namespace.max_pool(z, *windows)
         yield "max_pool_push", (code, xdot, *windows)
         yield "max_pool_pull", (code, laid(torch.randn(2, *y.shape)), *windows)
+
+
+def averages(B, laid, namespace):
+    """Without gaps."""
+    for laid in (LAYOUTS["contiguous"], channels_last):
+        windows = [3, 3, 2, 1, 1, 0, 6, 5, 3, 3, laid is channels_last, True, 0]
+        z, xdot = laid(torch.randn(B, 3, 6, 5)), laid(torch.randn(2, B, 3, 6, 5))
+        u = laid(torch.randn(2, B, 3, 3, 3))
+        for kind in (1, 6):
+            phi = windows, kind, [0.0, 0.0]
+            yield "average_pool", (z, *phi)
+            kept = namespace.average_pool(z, *phi)[1] if kind == 1 else z
+            yield "average_pool_push", (kept, xdot, *phi)
+            yield "average_pool_pull", (kept, u, None, *phi)
+        yield "average_pool_pull", (z, u[:1], z, *phi)
+        yield "average_pool_meet", (u, xdot, *phi)
 
 
 def passes(B, laid, namespace):
@@ -166,7 +182,7 @@ def passes(B, laid, namespace):
     yield "scale_samples", (u, xdot, torch.randn(B))
 
 
-CPU = (mlp, convolutions, active_units, activations, elementwise, maxima, norms)
+CPU = (mlp, convolutions, active_units, activations, elementwise, maxima, averages, norms)
 OPERATIONS = torch.ops.gradreg_fast
 
 
@@ -218,7 +234,7 @@ def test_on_the_cpu(family, layout, B):
 def test_on_cuda_devices(layout, B, cuda_namespace):
     """What tracers are told of tensors there, without one against the same sources run on the CPU."""
     device = "cpu" if layout is None else "cuda:0"  # where a CPU build's tracers know few functions
-    families = (elementwise, maxima, passes, norms, convolutions_in_a_row)
+    families = (elementwise, maxima, averages, passes, norms, convolutions_in_a_row)
     families = families if layout is None else (partial(mlp, inputs=[6, 112]),)
     for name, arguments in (a for family in families for a in family(B, LAYOUTS.get(layout), cuda_namespace)):
         if ON_CUDA:

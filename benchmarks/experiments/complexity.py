@@ -34,7 +34,7 @@ KINDS = {0: ("values only", plot.GREY), 1: ("with gradients", plot.AHEAD)}
 
 def cells(quick: bool) -> list[dict]:
     """Data sets by numbers of nodes, without and with gradients."""
-    seeds, steps = (1, 40) if quick else (5, 400)
+    seeds, steps = (1, 8) if quick else (5, 400)
     return [
         {"data": name, "nodes": nodes, "weight": weight, "steps": steps, "seed": seed}
         for name in (sampled.NAMES[1::2] if quick else sampled.NAMES)

@@ -56,7 +56,7 @@ class InverseDistances(nn.Module):
 
 def cells(quick: bool) -> list[dict]:
     """Numbers of frames, without and with forces."""
-    seeds, steps, frames = (1, 40, 120) if quick else (5, 800, 250)
+    seeds, steps, frames = (1, 8, 120) if quick else (5, 800, 250)
     return [
         {"samples": size, "weight": weight, "frames": frames, "steps": steps, "seed": seed}
         for size in SIZES

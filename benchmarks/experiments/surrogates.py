@@ -37,7 +37,7 @@ LABELS = {"none": "values only", "given": "with gradients", "extracted": "with e
 
 def cells(quick: bool) -> list[dict]:
     """Data sets by sizes and kinds of gradients."""
-    seeds, steps = (1, 40) if quick else (5, 400)
+    seeds, steps = (1, 8) if quick else (5, 400)
     names = sampled.NAMES[1::2] if quick else sampled.NAMES  # quick leaves out the largest file
     return [
         {"data": name, "samples": size, "gradients": kind, "weight": weight, "steps": steps, "seed": seed}

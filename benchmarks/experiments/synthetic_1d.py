@@ -41,7 +41,7 @@ SLOPE = 0.2  # of the distance between two points, where the staircase climbs
 
 def cells(quick: bool) -> list[dict]:
     """Weights by sizes of the data and widths; then the staircases."""
-    seeds, steps = ((1,), 100) if quick else ((1, 2, 3, 4), 600)
+    seeds, steps = ((1,), 20) if quick else ((1, 2, 3, 4), 600)
     functions = list(FUNCTIONS)[: 1 if quick else None]
     sizes = [(points, WIDTH, "tanh") for points in (POINTS, 5, 20, 40)]
     sizes += [(POINTS, width, "tanh") for width in (8, 256)] + [(POINTS, WIDTH, "relu")]

@@ -37,7 +37,7 @@ STYLES = dict(zip(PLACES, ("o-", "^:", "s--"), strict=True))
 
 def cells(quick: bool) -> list[dict]:
     """Weights by sizes of the data and of the network."""
-    seeds, steps = (1, 60) if quick else (5, 300)
+    seeds, steps = (1, 20) if quick else (5, 300)
     return [
         {"points": points, "width": width, "weight": weight, "steps": steps, "seed": seed}
         for points, width in SIZES[: 2 if quick else None]

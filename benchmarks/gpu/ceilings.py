@@ -80,7 +80,7 @@ def shares(bandwidth: float, rates: dict[str, float], device: str, quick: bool, 
     for name, dtype, sweep, moved, operations, calls in itertools.chain(
         mlps(2 * WIDTHS[0] if quick else 1 << 17, device),
         norms(count, device),
-        convolutions(2 if quick else 64, device),
+        convolutions(*((2, 8) if quick else (64, 32)), device),
         stacks(count, device),
         activations(count, device),
     ):
@@ -168,13 +168,13 @@ def numbers_of(cached: bool) -> dict[str, int]:
     return {sweep: moved + (0 if cached else sums[sweep]) for sweep, moved in passes.items()}
 
 
-def convolutions(samples: int, device: str) -> Iterator[Work]:
-    """Two 3 x 3 convolutions in a row, each with ReLU."""
+def convolutions(samples: int, side: int, device: str) -> Iterator[Work]:
+    """Two 3 x 3 convolutions in a row, each with ReLU, of so many square images."""
     for dtype in DTYPES:
         for channels in CHANNELS:
             pair = [layer for _ in range(2) for layer in (nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU())]
             model = nn.Sequential(*pair).to(device, dtype)
-            operands = torch.randn(5, samples, 32, 32, channels, device=device).to(dtype).movedim(-1, 2)
+            operands = torch.randn(5, samples, side, side, channels, device=device).to(dtype).movedim(-1, 2)
             with gradreg_fast.backend(KERNELS[device]):
                 graph, tensors = prepare(model, operands[0])
                 graph = with_blocks(graph, operands[0], tensors)

@@ -2,45 +2,38 @@
 
 #include "cpu/elementwise.h"
 
-#include <algorithm>
-
 #include "common/elementwise_operations.h"
 #include "cpu/capability.h"
+#include "cpu/parts.h"
 
 namespace gradreg_fast {
 namespace {
 
-using torch::headeronly::ScalarType;
-
-constexpr int64_t part_numbers = 1 << 14;
-
 class Passes {
   public:
-    explicit Passes(const torch::stable::Tensor& like) : single(like.scalar_type() == ScalarType::Float) {
-        STD_TORCH_CHECK(single || like.scalar_type() == ScalarType::Double, "z must be float32 or float64");
-    }
+    explicit Passes(const torch::stable::Tensor& like) : like(like) {}
 
     void value(const Elementwise& pass, const void* z, void* y, uint8_t* mask) const {
-        in_parts(pass, [&](auto number, int64_t begin, int64_t end) {
+        in_parts(like, "z", pass.count, 1, [&](auto number, int64_t begin, int64_t end) {
             using T = decltype(number);
             kernels<T>().value(pass, static_cast<const T*>(z), static_cast<T*>(y), mask, begin, end);
         });
     }
     void slope(const Elementwise& pass, const void* v, int64_t stack, void* result) const {
-        in_parts(pass, [&](auto number, int64_t begin, int64_t end) {
+        in_parts(like, "z", pass.count, 1, [&](auto number, int64_t begin, int64_t end) {
             using T = decltype(number);
             kernels<T>().slope(pass, static_cast<const T*>(v), stack, static_cast<T*>(result), begin, end);
         });
     }
     void meet(const Elementwise& pass, const void* u, const void* xdot, int64_t stack, void* w, void* ydot) const {
-        in_parts(pass, [&](auto number, int64_t begin, int64_t end) {
+        in_parts(like, "z", pass.count, 1, [&](auto number, int64_t begin, int64_t end) {
             using T = decltype(number);
             kernels<T>().meet(pass, static_cast<const T*>(u), static_cast<const T*>(xdot), stack, static_cast<T*>(w),
                               static_cast<T*>(ydot), begin, end);
         });
     }
     void bend(const Elementwise& pass, const void* d, const void* w, bool below, void* result) const {
-        in_parts(pass, [&](auto number, int64_t begin, int64_t end) {
+        in_parts(like, "z", pass.count, 1, [&](auto number, int64_t begin, int64_t end) {
             using T = decltype(number);
             kernels<T>().bend(pass, static_cast<const T*>(d), static_cast<const T*>(w), below, static_cast<T*>(result),
                               begin, end);
@@ -48,23 +41,11 @@ class Passes {
     }
 
   private:
-    const bool single;
+    const torch::stable::Tensor& like;
 
     template <class T>
     static const ElementwiseKernels<T>& kernels() {
         return best_of(&elementwise_kernels_avx512<T>, &elementwise_kernels_avx2<T>, &elementwise_kernels_baseline<T>);
-    }
-
-    // Calls function(number of the dtype, begin, end) for parts of the numbers, on all threads.
-    template <class Function>
-    void in_parts(const Elementwise& pass, const Function& function) const {
-        const int64_t parts = (pass.count + part_numbers - 1) / part_numbers;
-        torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
-            for (int64_t i = first; i < last; ++i) {
-                const int64_t begin = i * part_numbers, end = std::min(pass.count, begin + part_numbers);
-                single ? function(float(), begin, end) : function(double(), begin, end);
-            }
-        });
     }
 };
 

@@ -68,36 +68,12 @@ struct ElementwisePasses {
         }
     }
 
-    // Whole registers of numbers [begin, end), where those behind the end are zeros that nobody sees.
-    struct Span {
-        int64_t begin, end;
-
-        template <class Function>
-        GRADREG_FAST_INLINE void each_register(Function&& function) const {
-            int64_t i = begin;
-            for (; i + lanes <= end; i += lanes)
-                function(i, lanes);
-            if (i < end) function(i, int(end - i));
-        }
-    };
-
-    static GRADREG_FAST_INLINE Register load(const T* from, int count) {
-        if (count == lanes) return V::load(from);
-        Register v{};
-        __builtin_memcpy(&v, from, count * sizeof(T));
-        return v;
-    }
-    static GRADREG_FAST_INLINE void store(T* to, Register v, int count) {
-        if (count == lanes) return V::store(to, v);
-        __builtin_memcpy(to, &v, count * sizeof(T));
-    }
-
     // Calls `function(derivatives)`, which gives the derivatives of phi at what was kept of the numbers from i on.
     template <class Function>
     static void with_derivatives(const Elementwise& pass, Function&& function) {
         const T* const kept = static_cast<const T*>(pass.kept);
         with_kind<Math>(pass.kind, pass.settings, [&](const auto& phi) {
-            function([&](int64_t i, int count) { return phi.derivatives(load(kept + i, count)); });
+            function([&](int64_t i, int count) { return phi.derivatives(V::load(kept + i, count)); });
         });
     }
 
@@ -121,9 +97,9 @@ struct ElementwisePasses {
 
     static void value(const Elementwise& pass, const T* z, T* y, uint8_t* mask, int64_t begin, int64_t end) {
         with_kind<Math>(pass.kind, pass.settings, [&](const auto& phi) {
-            Span{begin, end}.each_register([&](int64_t i, int count) {
-                const Register numbers = load(z + i, count);
-                store(y + i, phi.value(numbers), count);
+            each_part<V>(begin, end, [&](int64_t i, int count) {
+                const Register numbers = V::load(z + i, count);
+                V::store(y + i, phi.value(numbers), count);
                 if (!mask) return;
                 const Bits is_set = numbers > Math::constant(0);
                 if (count == lanes) return write_mask(mask, i, is_set);
@@ -138,9 +114,9 @@ struct ElementwisePasses {
     static void slope(const Elementwise& pass, const T* v, int64_t stack, T* result, int64_t begin, int64_t end) {
         with_slopes(pass, [&](const auto& slope) {
             for (int64_t k = 0; k < stack; ++k)
-                Span{begin, end}.each_register([&](int64_t i, int count) {
+                each_part<V>(begin, end, [&](int64_t i, int count) {
                     const int64_t at = k * pass.count + i;
-                    store(result + at, slope(i, count) * load(v + at, count), count);
+                    V::store(result + at, slope(i, count) * V::load(v + at, count), count);
                 });
         });
     }
@@ -149,15 +125,15 @@ struct ElementwisePasses {
     static void meet(const Elementwise& pass, const T* u, const T* xdot, int64_t stack, T* w, T* ydot, int64_t begin,
                      int64_t end) {
         with_slopes(pass, [&](const auto& slope) {
-            Span{begin, end}.each_register([&](int64_t i, int count) {
+            each_part<V>(begin, end, [&](int64_t i, int count) {
                 Register sum{}, slopes{};
                 if (Push) slopes = slope(i, count);
                 for (int64_t k = 0; k < stack; ++k) {
-                    const Register tangent = load(xdot + k * pass.count + i, count);
-                    sum += load(u + k * pass.count + i, count) * tangent;
-                    if (Push) store(ydot + k * pass.count + i, slopes * tangent, count);
+                    const Register tangent = V::load(xdot + k * pass.count + i, count);
+                    sum += V::load(u + k * pass.count + i, count) * tangent;
+                    if (Push) V::store(ydot + k * pass.count + i, slopes * tangent, count);
                 }
-                store(w + i, sum, count);
+                V::store(w + i, sum, count);
             });
         });
     }
@@ -171,14 +147,14 @@ struct ElementwisePasses {
     template <bool Below>
     static void bend(const Elementwise& pass, const T* d, const T* w, T* result, int64_t begin, int64_t end) {
         with_derivatives(pass, [&](const auto& derivatives) {
-            Span{begin, end}.each_register([&](int64_t i, int count) {
+            each_part<V>(begin, end, [&](int64_t i, int count) {
                 const auto at = derivatives(i, count);
                 const Register zero{};
                 Register factor = at.bend;  // where the slope has vanished, so has the cotangent below it
                 if (Below) factor = Math::select(at.slope == zero, zero, at.bend / at.slope);
-                Register sum = factor * load(w + i, count);
-                if (d) sum += at.slope * load(d + i, count);
-                store(result + i, sum, count);
+                Register sum = factor * V::load(w + i, count);
+                if (d) sum += at.slope * V::load(d + i, count);
+                V::store(result + i, sum, count);
             });
         });
     }

@@ -10,15 +10,13 @@
 
 #include "common/tensors.h"
 #include "cpu/capability.h"
+#include "cpu/parts.h"
 
 namespace gradreg_fast {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
-
-constexpr int64_t part_numbers = 1 << 14;  // of x in one part of the rows: what a thread takes at a time
 
 template <class T>
 const RowNormKernels<T>& kernels() {
@@ -58,12 +56,11 @@ struct Sweeps {
 
     // Calls pass(begin, end, sums) for parts of the rows; their sums [count], in the order of the parts, to `total`.
     template <class Pass>
-    void in_parts(int64_t count, T* total, Pass&& pass) const {
-        const int64_t each = std::max<int64_t>(1, part_numbers / norm.columns), parts = (norm.rows + each - 1) / each;
+    void summed(int64_t count, T* total, Pass&& pass) const {
+        const int64_t each = lines_of_part(norm.columns), parts = (norm.rows + each - 1) / each;
         std::vector<T> partial(parts * count, T(0));
-        torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
-            for (int64_t i = first; i < last; ++i)
-                pass(i * each, std::min(norm.rows, (i + 1) * each), count ? partial.data() + i * count : nullptr);
+        in_parts(norm.rows, each, [&](int64_t part, int64_t begin, int64_t end) {
+            pass(begin, end, count ? partial.data() + part * count : nullptr);
         });
         for (int64_t j = 0; j < count; ++j) {
             double sum = 0;
@@ -77,10 +74,10 @@ struct Sweeps {
         std::vector<Tensor> results{torch::stable::empty_like(v)};
         if (gradients) results.push_back(torch::stable::new_empty(x, {2, norm.columns}));
         T* const result = mutable_data<T>(results[0]);
-        in_parts(gradients ? 2 * norm.columns : 0, gradients ? mutable_data<T>(results[1]) : nullptr,
-                 [&](int64_t begin, int64_t end, T* sums) {
-                     kernels<T>().project(norm, data<T>(v), v.size(0), push, data<T>(second), result, sums, begin, end);
-                 });
+        summed(gradients ? 2 * norm.columns : 0, gradients ? mutable_data<T>(results[1]) : nullptr,
+               [&](int64_t begin, int64_t end, T* sums) {
+                   kernels<T>().project(norm, data<T>(v), v.size(0), push, data<T>(second), result, sums, begin, end);
+               });
         return results;
     }
 
@@ -90,7 +87,7 @@ struct Sweeps {
         if (push) results.push_back(torch::stable::empty_like(v));
         T* const second = mutable_data<T>(results[0]);
         T* const ydot = push ? mutable_data<T>(results[2]) : nullptr;
-        in_parts(count, mutable_data<T>(results[1]), [&](int64_t begin, int64_t end, T* sums) {
+        summed(count, mutable_data<T>(results[1]), [&](int64_t begin, int64_t end, T* sums) {
             kernels<T>().meet(norm, data<T>(u), data<T>(v), v.size(0), second, sums, ydot, begin, end);
         });
         return results;
@@ -102,22 +99,14 @@ void check_rows(const Tensor& tensor, const Tensor& x, int64_t stack, const char
     STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
 }
 
-// Calls function(Sweeps<T>) with the type of x.
-template <class Function>
-std::vector<Tensor> typed(const Tensor& x, const Optional& mean, const Tensor& inverse, const Optional& weight,
-                          Function&& function) {
-    if (x.scalar_type() == ScalarType::Float) return function(Sweeps<float>(x, mean, inverse, weight));
-    STD_TORCH_CHECK(x.scalar_type() == ScalarType::Double, "x must be float32 or float64");
-    return function(Sweeps<double>(x, mean, inverse, weight));
-}
-
 std::vector<Tensor> layer_norm_project(Tensor v, Tensor x, Optional mean, Tensor inverse, Optional weight,
                                        Optional second, bool push, bool gradients) {
     check_rows(v, x, v.size(0), "v");
     if (second) check_rows(*second, x, v.size(0), "second");
     STD_TORCH_CHECK(!gradients || v.size(0) == 1, "gradients are those of one adjoint");
-    return typed(x, mean, inverse, weight,
-                 [&](const auto& sweeps) { return sweeps.project(v, second, push, gradients); });
+    return with_numbers(x, "x", [&](auto number) {
+        return Sweeps<decltype(number)>(x, mean, inverse, weight).project(v, second, push, gradients);
+    });
 }
 
 std::vector<Tensor> layer_norm_meet(Tensor u, Tensor v, Tensor x, Optional mean, Tensor inverse, Optional weight,
@@ -125,7 +114,8 @@ std::vector<Tensor> layer_norm_meet(Tensor u, Tensor v, Tensor x, Optional mean,
     STD_TORCH_CHECK(v.size(0) > 0, "v must be a stack, [K, ...]");
     check_rows(u, x, v.size(0), "u");
     check_rows(v, x, v.size(0), "v");
-    return typed(x, mean, inverse, weight, [&](const auto& sweeps) { return sweeps.meet(u, v, push); });
+    return with_numbers(
+        x, "x", [&](auto number) { return Sweeps<decltype(number)>(x, mean, inverse, weight).meet(u, v, push); });
 }
 
 }  // namespace

@@ -4,54 +4,40 @@
 
 #include "common/max_pool_operations.h"
 #include "cpu/capability.h"
+#include "cpu/parts.h"
 
 namespace gradreg_fast {
 namespace {
 
-using torch::headeronly::ScalarType;
-
-constexpr int64_t part_numbers = 1 << 14;
-
-class PoolPasses {
+class MaxPasses {
   public:
-    explicit PoolPasses(const torch::stable::Tensor& like) : single(like.scalar_type() == ScalarType::Float) {
-        STD_TORCH_CHECK(single || like.scalar_type() == ScalarType::Double, "z must be float32 or float64");
-    }
+    explicit MaxPasses(const torch::stable::Tensor& like) : like(like) {}
 
     void forward(const MaxPool& pool, const void* z, void* y, uint8_t* code) const {
-        in_parts(pool, [&](auto number, int64_t begin, int64_t end) {
+        in_parts(like, "z", pool.planes, pool.image(), [&](auto number, int64_t begin, int64_t end) {
             using T = decltype(number);
             kernels<T>().forward(pool, static_cast<const T*>(z), static_cast<T*>(y), code, begin, end);
         });
     }
     void push(const MaxPool& pool, const uint8_t* code, const void* xdot, int64_t stack, void* ydot) const {
-        in_parts(pool, [&](auto number, int64_t begin, int64_t end) {
+        in_parts(like, "z", pool.planes, pool.image(), [&](auto number, int64_t begin, int64_t end) {
             using T = decltype(number);
             kernels<T>().push(pool, code, static_cast<const T*>(xdot), stack, static_cast<T*>(ydot), begin, end);
         });
     }
     void pull(const MaxPool& pool, const uint8_t* code, const void* u, int64_t stack, void* below) const {
-        in_parts(pool, [&](auto number, int64_t begin, int64_t end) {
+        in_parts(like, "z", pool.planes, pool.image(), [&](auto number, int64_t begin, int64_t end) {
             using T = decltype(number);
             kernels<T>().pull(pool, code, static_cast<const T*>(u), stack, static_cast<T*>(below), begin, end);
         });
     }
 
   private:
-    const bool single;
+    const torch::stable::Tensor& like;
 
     template <class T>
     static const MaxPoolKernels<T>& kernels() {
         return best_of(&max_pool_kernels_avx512<T>, &max_pool_kernels_avx2<T>, &max_pool_kernels_baseline<T>);
-    }
-
-    // Calls function(number of the dtype, begin, end) for parts of the planes, on all threads.
-    template <class Function>
-    void in_parts(const MaxPool& pool, const Function& function) const {
-        const int64_t grain = part_numbers / pool.image() + 1;
-        torch::stable::parallel_for(0, pool.planes, grain, [&](int64_t begin, int64_t end) {
-            single ? function(float(), begin, end) : function(double(), begin, end);
-        });
     }
 };
 
@@ -59,5 +45,5 @@ class PoolPasses {
 }  // namespace gradreg_fast
 
 STABLE_TORCH_LIBRARY_IMPL(gradreg_fast, CPU, library) {
-    gradreg_fast::MaxPoolOperations<gradreg_fast::PoolPasses>::implement(library);
+    gradreg_fast::MaxPoolOperations<gradreg_fast::MaxPasses>::implement(library);
 }

@@ -18,6 +18,7 @@
 
 #include "cpu/max_pool.h"
 #include "cpu/vector_math.h"
+#include "cpu/windows.h"
 
 namespace gradreg_fast {
 
@@ -46,32 +47,19 @@ struct MaxPoolPasses {
         }
     };
 
-    // Of a window: function(place, the pixel's first number in z).
-    template <class Function>
-    static GRADREG_FAST_INLINE void each_place(const MaxPool& pool, int64_t row, int64_t column, Function&& function) {
-        const int64_t top = row * pool.step[0] - pool.margin[0], left = column * pool.step[1] - pool.margin[1];
-        const int64_t first = left < 0 ? -left : 0;
-        const int64_t last = pool.size[1] - left < pool.window[1] ? pool.size[1] - left : pool.window[1];
-        for (int64_t i = top < 0 ? -top : 0; i < pool.window[0] && top + i < pool.size[0]; ++i)
-            for (int64_t j = first; j < last; ++j)
-                function(i * pool.window[1] + j, ((top + i) * pool.size[1] + left + j) * pool.channels);
-    }
-
     // Of a plane's windows: function(registers, row, column, channel, number of y).
     template <class Function>
-    static GRADREG_FAST_INLINE void each_window(const MaxPool& pool, int64_t plane, Function&& function) {
-        for (int64_t row = 0; row < pool.pooled[0]; ++row)
-            for (int64_t column = 0; column < pool.pooled[1]; ++column)
-                each_register<T, Bytes>(pool.channels, [&](auto registers, int64_t i) {
-                    const int64_t pixel = (plane * pool.pooled[0] + row) * pool.pooled[1] + column;
-                    function(registers, row, column, i, pixel * pool.channels + i);
-                });
+    static GRADREG_FAST_INLINE void each_register_of(const MaxPool& pool, int64_t plane, Function&& function) {
+        each_window(pool, plane, [&](int64_t row, int64_t column, int64_t first) {
+            each_register<T, Bytes>(pool.channels,
+                                    [&](auto registers, int64_t i) { function(registers, row, column, i, first + i); });
+        });
     }
 
     static void forward(const MaxPool& pool, const T* z, T* y, uint8_t* code, int64_t begin, int64_t end) {
         for (int64_t plane = begin; plane < end; ++plane) {
             const T* const from = z + plane * pool.image();
-            each_window(pool, plane, [&](auto registers, int64_t row, int64_t column, int64_t i, int64_t at) {
+            each_register_of(pool, plane, [&](auto registers, int64_t row, int64_t column, int64_t i, int64_t at) {
                 using V = decltype(registers);
                 typename V::T best{};
                 Bits<V> winner{};
@@ -98,7 +86,7 @@ struct MaxPoolPasses {
             for (int64_t plane = begin; plane < end; ++plane) {
                 const T* const from = xdot + (k * pool.planes + plane) * pool.image();
                 T* const to = ydot + k * pool.planes * pool.pooled_image();
-                each_window(pool, plane, [&](auto registers, int64_t row, int64_t column, int64_t i, int64_t at) {
+                each_register_of(pool, plane, [&](auto registers, int64_t row, int64_t column, int64_t i, int64_t at) {
                     using V = decltype(registers);
                     const Code<V> of(code + at, pool);
                     typename V::T tangent{};
@@ -112,13 +100,13 @@ struct MaxPoolPasses {
 
     static void pull(const MaxPool& pool, const uint8_t* code, const T* u, int64_t stack, T* below, int64_t begin,
                      int64_t end) {
-        const bool tiles = pool.windows_are_tiles();
+        const bool tiles = pool.are_tiles();
         for (int64_t k = 0; k < stack; ++k)
             for (int64_t plane = begin; plane < end; ++plane) {
                 const T* const from = u + k * pool.planes * pool.pooled_image();
                 T* const to = below + (k * pool.planes + plane) * pool.image();
                 if (!tiles) std::fill_n(to, pool.image(), T(0));
-                each_window(pool, plane, [&](auto registers, int64_t row, int64_t column, int64_t i, int64_t at) {
+                each_register_of(pool, plane, [&](auto registers, int64_t row, int64_t column, int64_t i, int64_t at) {
                     using V = decltype(registers);
                     const Code<V> of(code + at, pool);
                     const auto cotangent = of.slope * V::load(from + at), zero = V::broadcast(0);

@@ -10,15 +10,13 @@
 
 #include "common/tensors.h"
 #include "cpu/capability.h"
+#include "cpu/parts.h"
 
 namespace gradreg_fast {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
-
-constexpr int64_t part_numbers = 1 << 14;  // of x in one part of a sum: they stay in the second-level cache
 
 template <class T>
 const NormKernels<T>& kernels() {
@@ -33,8 +31,6 @@ struct Norm {
 
     Norm(const Tensor& x, const Tensor& mean, const Tensor& inverse, const Optional& weight)
         : x(x), mean(mean), inverse(inverse), weight(weight) {
-        STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double,
-                        "x must be float32 or float64");
         STD_TORCH_CHECK(x.dim() >= 2 && x.size(1) > 0, "x must be [B, C, ...]");
         batch = x.size(0), channels = x.size(1), pixels = 1;
         for (int64_t dimension = 2; dimension < x.dim(); ++dimension)
@@ -60,13 +56,10 @@ struct Sweeps {
     // Of each channel, [K, count, channels]: in parts, and the parts in their order, so that threads change nothing.
     std::vector<T> sums(const T* u, const T* v) const {
         const int64_t count = stack * (u ? meeting_sums : projected_sums) * channels, lines = layout.lines();
-        const int64_t each = std::max<int64_t>(1, part_numbers / std::max<int64_t>(1, layout.length()));
-        const int64_t parts = (lines + each - 1) / each;
+        const int64_t each = lines_of_part(layout.length()), parts = (lines + each - 1) / each;
         std::vector<T> partial(parts * count, T(0));
-        torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
-            for (int64_t i = first; i < last; ++i)
-                kernels<T>().sums(layout, u, v, stack, i * each, std::min(lines, (i + 1) * each),
-                                  partial.data() + i * count);
+        in_parts(lines, each, [&](int64_t part, int64_t begin, int64_t end) {
+            kernels<T>().sums(layout, u, v, stack, begin, end, partial.data() + part * count);
         });
         std::vector<double> total(count);
         for (int64_t i = 0; i < parts; ++i)
@@ -76,9 +69,8 @@ struct Sweeps {
     }
 
     void pass(const NormPass<T>& pass) const {
-        const int64_t grain = std::max<int64_t>(1, part_numbers / std::max<int64_t>(1, layout.length()));
-        torch::stable::parallel_for(0, layout.lines(), grain,
-                                    [&](int64_t begin, int64_t end) { kernels<T>().pass(layout, pass, begin, end); });
+        in_parts(layout.lines(), lines_of_part(layout.length()),
+                 [&](int64_t, int64_t begin, int64_t end) { kernels<T>().pass(layout, pass, begin, end); });
     }
 
     T inverse(int64_t c) const { return data<T>(norm.inverse)[c]; }
@@ -153,8 +145,8 @@ std::vector<Tensor> norm_project(Tensor v, Tensor x, Tensor mean, Tensor inverse
     check_like(v, x, stack, "v");
     if (second) check_like(*second, x, 1, "second");
     STD_TORCH_CHECK(!gradients || stack == 1, "gradients are those of one adjoint");
-    return x.scalar_type() == ScalarType::Float ? Sweeps<float>{norm, stack}.project(v, second, gradients)
-                                                : Sweeps<double>{norm, stack}.project(v, second, gradients);
+    return with_numbers(
+        x, "x", [&](auto number) { return Sweeps<decltype(number)>{norm, stack}.project(v, second, gradients); });
 }
 
 std::vector<Tensor> norm_meet(Tensor u, Tensor v, Tensor x, Tensor mean, Tensor inverse, Optional weight, bool push) {
@@ -162,8 +154,7 @@ std::vector<Tensor> norm_meet(Tensor u, Tensor v, Tensor x, Tensor mean, Tensor 
     const int64_t stack = v.size(0);
     check_like(u, x, stack, "u");
     check_like(v, x, stack, "v");
-    return x.scalar_type() == ScalarType::Float ? Sweeps<float>{norm, stack}.meet(u, v, push)
-                                                : Sweeps<double>{norm, stack}.meet(u, v, push);
+    return with_numbers(x, "x", [&](auto number) { return Sweeps<decltype(number)>{norm, stack}.meet(u, v, push); });
 }
 
 }  // namespace

@@ -25,6 +25,17 @@ struct Vector {
         return v;
     }
     static GRADREG_FAST_INLINE void store(Number* to, T v) { __builtin_memcpy(to, &v, Bytes); }
+    // The first `count` lanes; the others are zeros.
+    static GRADREG_FAST_INLINE T load(const Number* from, int count) {
+        if (count == lanes) return load(from);
+        T v{};
+        __builtin_memcpy(&v, from, count * sizeof(Number));
+        return v;
+    }
+    static GRADREG_FAST_INLINE void store(Number* to, T v, int count) {
+        if (count == lanes) return store(to, v);
+        __builtin_memcpy(to, &v, count * sizeof(Number));
+    }
     // minus zero changes no value, so that this is a single load; plus zero would be an addition (-0 + 0 = 0)
     static GRADREG_FAST_INLINE T broadcast(Number value) { return value - T{}; }
 
@@ -54,6 +65,15 @@ GRADREG_FAST_INLINE void each_register(int64_t count, Function&& function) {
         function(Wide{}, i);
     for (; i < count; ++i)
         function(One{}, i);
+}
+
+// Calls function(i, count) for registers of the numbers [begin, end), of which the last may have fewer than its lanes.
+template <class V, class Function>
+GRADREG_FAST_INLINE void each_part(int64_t begin, int64_t end, Function&& function) {
+    int64_t i = begin;
+    for (; i + V::lanes <= end; i += V::lanes)
+        function(i, V::lanes);
+    if (i < end) function(i, int(end - i));
 }
 
 template <class Number, int Bytes>

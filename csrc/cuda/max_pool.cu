@@ -2,18 +2,10 @@
 #include "cuda/start.cuh"
 
 namespace gradreg_fast::cuda {
-namespace {
-
-dim3 blocks_for(int64_t count) {
-    return {unsigned((count + max_pool_threads - 1) / max_pool_threads), 1, 1};
-}
-
-}  // namespace
-
 void pool_values(Type type, const MaxPool& pool, const void* z, void* y, uint8_t* code, void* stream) {
     with_type(type, [&](auto number) {
         using T = decltype(number);
-        start(max_pool_kernel<T>, blocks_for(pool.planes * pool.pooled_image()), max_pool_threads, 0, stream, pool,
+        start(max_pool_kernel<T>, pool_blocks(pool.planes * pool.pooled_image()), pool_threads, 0, stream, pool,
               static_cast<const T*>(z), static_cast<T*>(y), code);
     });
 }
@@ -22,8 +14,8 @@ void push_maxima(Type type, const MaxPool& pool, const uint8_t* code, const void
                  void* stream) {
     with_type(type, [&](auto number) {
         using T = decltype(number);
-        start(max_push_kernel<T>, blocks_for(pool.planes * pool.pooled_image()), max_pool_threads, 0, stream, pool,
-              code, static_cast<const T*>(xdot), stack, static_cast<T*>(ydot));
+        start(max_push_kernel<T>, pool_blocks(pool.planes * pool.pooled_image()), pool_threads, 0, stream, pool, code,
+              static_cast<const T*>(xdot), stack, static_cast<T*>(ydot));
     });
 }
 
@@ -31,7 +23,7 @@ void pull_maxima(Type type, const MaxPool& pool, const uint8_t* code, const void
                  void* stream) {
     with_type(type, [&](auto number) {
         using T = decltype(number);
-        start(max_pull_kernel<T>, blocks_for(pool.planes * pool.image()), max_pool_threads, 0, stream, pool, code,
+        start(max_pull_kernel<T>, pool_blocks(pool.planes * pool.image()), pool_threads, 0, stream, pool, code,
               static_cast<const T*>(u), stack, static_cast<T*>(below));
     });
 }

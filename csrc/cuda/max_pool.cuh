@@ -22,30 +22,10 @@
 
 #pragma once
 
-#include "cuda/device.cuh"
 #include "cuda/max_pool.h"
+#include "cuda/windows.cuh"
 
 namespace gradreg_fast::cuda {
-
-constexpr int max_pool_threads = 256;
-
-// Where a number of images lies: its plane, row, column and channel.
-struct Position {
-    int64_t plane;
-    int row, column, channel;
-};
-
-// Of this thread's number of images whose planes have rows of `width` pixels.
-__device__ __forceinline__ Position position(int64_t index, int64_t image, int64_t width, int64_t channels) {
-    const int64_t plane = index / image;
-    const unsigned rest = unsigned(index - plane * image), pixel = rest / unsigned(channels);
-    const unsigned row = pixel / unsigned(width);
-    return {plane, int(row), int(pixel - row * unsigned(width)), int(rest - pixel * unsigned(channels))};
-}
-
-__device__ __forceinline__ int64_t thread_number() {
-    return int64_t(blockIdx.x) * max_pool_threads + threadIdx.x;
-}
 
 // phi' of a winner.
 template <class T>
@@ -54,7 +34,7 @@ __device__ __forceinline__ T slope_of(const MaxPool& pool, int code) {
 }
 
 template <class S>
-__global__ void __launch_bounds__(max_pool_threads, 4)
+__global__ void __launch_bounds__(pool_threads, 4)
     max_pool_kernel(const MaxPool pool, const S* z, S* y, uint8_t* code) {
     using T = Wide<S>;
     const int64_t index = thread_number();
@@ -81,7 +61,7 @@ __global__ void __launch_bounds__(max_pool_threads, 4)
 }
 
 template <class S>
-__global__ void __launch_bounds__(max_pool_threads, 4)
+__global__ void __launch_bounds__(pool_threads, 4)
     max_push_kernel(const MaxPool pool, const uint8_t* code, const S* xdot, int64_t stack, S* ydot) {
     using T = Wide<S>;
     const int64_t index = thread_number(), count = pool.planes * pool.pooled_image();
@@ -97,27 +77,19 @@ __global__ void __launch_bounds__(max_pool_threads, 4)
 }
 
 template <class S>
-__global__ void __launch_bounds__(max_pool_threads, 4)
+__global__ void __launch_bounds__(pool_threads, 4)
     max_pull_kernel(const MaxPool pool, const uint8_t* code, const S* u, int64_t stack, S* below) {
     using T = Wide<S>;
     const int64_t index = thread_number(), count = pool.planes * pool.image();
     if (index >= count) return;
     const Position at = position(index, pool.image(), pool.size[1], pool.channels);
-    const int row = at.row + int(pool.margin[0]), column = at.column + int(pool.margin[1]);
-    const int window[2] = {int(pool.window[0]), int(pool.window[1])}, step[2] = {int(pool.step[0]), int(pool.step[1])};
-    // the windows that the pixel is in
-    const int first_row = row < window[0] ? 0 : (row - window[0]) / step[0] + 1;
-    const int first_column = column < window[1] ? 0 : (column - window[1]) / step[1] + 1;
     for (int64_t k = 0; k < stack; ++k) {
         T sum = 0;
-        for (int i = first_row; i < pool.pooled[0] && i * step[0] <= row; ++i)
-            for (int j = first_column; j < pool.pooled[1] && j * step[1] <= column; ++j) {
-                const int64_t pixel = (at.plane * pool.pooled[0] + i) * pool.pooled[1] + j;
-                const int64_t from = pixel * pool.channels + at.channel;
-                const int of = code[from], place = (row - i * step[0]) * window[1] + column - j * step[1];
-                if ((of & (MaxPool::bent - 1)) != place) continue;
+        each_window_of(pool, at, [&](int, int, int place, int64_t from) {
+            const int of = code[from];
+            if ((of & (MaxPool::bent - 1)) == place)
                 sum += slope_of<T>(pool, of) * T(u[k * pool.planes * pool.pooled_image() + from]);
-            }
+        });
         below[k * count + index] = narrow<S>(sum);
     }
 }

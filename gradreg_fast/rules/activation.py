@@ -70,6 +70,7 @@ class ReLU(Activation):
     """``max(z, 0)``; slope 0 at zero, as in PyTorch."""
 
     curvature_free = True
+    homogeneous = True
     keeps_result = True
 
     def evaluate(self, z):
@@ -84,6 +85,7 @@ class LeakyReLU(Activation):
     """``z`` above zero, ``negative_slope z`` elsewhere."""
 
     curvature_free = True
+    homogeneous = True
 
     def __init__(self, negative_slope: float = 0.01) -> None:
         self.negative_slope = negative_slope

@@ -27,6 +27,7 @@ class ActivationPasses(Activation):
 
     def __init__(self, activation: Activation, kind: int, settings: tuple[float, float]) -> None:
         self.curvature_free = activation.curvature_free
+        self.homogeneous = activation.homogeneous
         self.meets_below = activation.meets_below
         self.phi = kind, settings
         self.in_place = activation.in_place

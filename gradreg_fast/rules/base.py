@@ -121,6 +121,7 @@ class Rule:
         makes_pieces: `pull` returns a fresh tensor, to which `pull_into` may add.
         meets_below: `curvature` takes the cotangents of the inputs (what `pull` returned) instead of the output's.
         compiled: the sweeps are operations of this package's library.
+        homogeneous: ``y = J(x) x``, but for an offset of parameters that `push_affine` adds.
         fresh: `pull` and `push` return tensors that nobody else has, so that the next node may overwrite them.
     """
 
@@ -130,6 +131,7 @@ class Rule:
     makes_pieces = False
     aliases = False
     compiled = False
+    homogeneous = False
     fresh = False
 
     def couples(self, dims: int) -> bool:
@@ -253,6 +255,24 @@ class Rule:
         self.proportional(saved, parameters, u, xdots, scale, gradients)
         return self.push(saved, parameters, xdots) if push else None
 
+    def push_affine(
+        self, saved: Saved, parameters: Sequence[Tensor | None], xdots: Sequence[Tensor], scale: Tensor
+    ) -> Tensor:
+        """``ydot + scale y`` from ``xdot + scale x``, if `homogeneous`."""
+        return self.push(saved, parameters, xdots)
+
+    def affine_gradient(
+        self,
+        saved: Saved,
+        parameters: Sequence[Tensor | None],
+        u: Tensor,
+        xdots: Sequence[Tensor],
+        scale: Tensor,
+        gradients: NodeGradients,
+    ) -> None:
+        """`proportional` where xdots are ``xdot + scale x`` already."""
+        self.curvature(saved, parameters, u, xdots, gradients)
+
     def flops(self, parameters: Sequence[Tensor | None], shape: torch.Size, inputs: Sequence[torch.Size | None]) -> int:
         """Operations of this node's products for one batch whose output and inputs have these shapes; 0 without any."""
         return 0
@@ -276,6 +296,11 @@ def is_plain(tensor: Tensor) -> bool:
 def per_sample(scale: Tensor, like: Tensor) -> Tensor:
     """Shape ``[B]`` so that it multiplies ``like [B, ...]`` sample by sample."""
     return scale.view(-1, *(1,) * (like.dim() - 1))
+
+
+def add_values(xdot: Tensor, scale: Tensor, x: Tensor) -> Tensor:
+    """``xdot + scale x`` for a stack of one tangent: ``[1, B, ...]``."""
+    return xdot[0].addcmul(per_sample(scale, x), x).unsqueeze(0)
 
 
 def shared_rows(stack: Tensor) -> bool:

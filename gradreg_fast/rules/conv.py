@@ -13,6 +13,7 @@ from gradreg_fast.rules.base import (
     BatchProduct,
     NodeGradients,
     Rule,
+    add_values,
     has_symbols,
     is_channels_last,
     map_rows,
@@ -36,6 +37,7 @@ class Conv(Rule):
     """
 
     fresh = True
+    homogeneous = True
     transposed = False
 
     def __init__(self, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> None:
@@ -69,11 +71,7 @@ class Conv(Rule):
         return map_rows(lambda rows: self._push(rows, *saved), xdots[0])
 
     def curvature(self, saved, parameters, u, xdots, gradients):
-        _, weight, kernel = saved
-        u, xdot = (u[:, 0], xdots[0].sum(1)) if shared_rows(u) else (u.flatten(0, 1), xdots[0].flatten(0, 1))
-        wide = not has_symbols(xdot.shape) and weight.numel() > u.numel() + xdot.numel()  # than what would wait
-        xdot = xdot if kernel is None else _patches(xdot, kernel)
-        self._add_weight_gradient(gradients, u, xdot, saved, later=wide)
+        self._add_stacked(gradients, u, xdots[0], saved, later=True)
         return (None,)
 
     def gradient(self, saved, parameters, d, gradients):
@@ -82,11 +80,18 @@ class Conv(Rule):
 
     def proportional(self, saved, parameters, u, xdots, scale, gradients):
         x, _, kernel = saved
-        xdot = xdots[0][0] if kernel is None else _patches(xdots[0][0], kernel)
-        both = xdot.addcmul(per_sample(scale, x), x)
-        u, both = (u[0, :1], both.sum(0, keepdim=True)) if shared_rows(u) else (u[0], both)
-        self._add_weight_gradient(gradients, u, both, saved)
-        gradients.add(1, lambda: scale @ u.expand(len(scale), *u.shape[1:]).flatten(2).sum(2))
+        x = x if kernel is None else _images(x, kernel)
+        self.affine_gradient(saved, parameters, u, (add_values(xdots[0], scale, x),), scale, gradients)
+
+    def affine_gradient(self, saved, parameters, u, xdots, scale, gradients):
+        self._add_stacked(gradients, u, xdots[0], saved, later=False)
+        gradients.add(1, lambda: scale @ u[0].flatten(2).sum(2))
+
+    def push_affine(self, saved, parameters, xdots, scale):
+        ydot, (_, bias) = self.push(saved, parameters, xdots), parameters
+        if bias is not None:
+            ydot[0].addcmul_(per_sample(scale, ydot[0]), bias.view(-1, *(1,) * len(self.stride)))
+        return ydot
 
     def flops(self, parameters, shape, inputs):
         return 2 * shape.numel() * math.prod(parameters[0].shape[1:])
@@ -126,6 +131,14 @@ class Conv(Rule):
 
     def _settings(self) -> tuple:
         return self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
+
+    def _add_stacked(self, gradients: NodeGradients, u: Tensor, xdot: Tensor, saved: tuple, later: bool) -> None:
+        """Add ``sum_k u^k (x) xdot^k`` to the weight's gradient; `later`: another term is to come."""
+        _, weight, kernel = saved
+        u, xdot = (u[:, 0], xdot.sum(1)) if shared_rows(u) else (u.flatten(0, 1), xdot.flatten(0, 1))
+        wide = not has_symbols(xdot.shape) and weight.numel() > u.numel() + xdot.numel()  # than what would wait
+        xdot = xdot if kernel is None else _patches(xdot, kernel)
+        self._add_weight_gradient(gradients, u, xdot, saved, later and wide)
 
     def _add_weight_gradient(
         self, gradients: NodeGradients, u: Tensor, x: Tensor, saved: tuple, later: bool = False

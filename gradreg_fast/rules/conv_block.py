@@ -2,7 +2,7 @@
 
 import torch
 
-from gradreg_fast.rules.base import Rule, per_sample
+from gradreg_fast.rules.base import Rule, add_values, per_sample
 from gradreg_fast.rules.conv import Conv
 from gradreg_fast.rules.pool import Windows
 
@@ -74,8 +74,7 @@ class ConvBlock(Rule):
         return None if pulled is None else (pulled.squeeze(0),)
 
     def proportional(self, saved, parameters, u, xdots, scale, gradients):
-        x = saved[0]
-        tangent = xdots[0].addcmul(per_sample(scale, x), x)
+        tangent = add_values(xdots[0], scale, saved[0])
         gradients.add(0, lambda: self._push(saved, parameters, u, tangent, False, False, True)[0])
         d = per_sample(scale, u[0]) * u
         gradients.add(1, lambda: self._pull(saved, parameters, d, None, False, False, True)[0])

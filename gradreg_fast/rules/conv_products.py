@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradreg_fast.rules.base import Rule, per_sample
+from gradreg_fast.rules.base import Rule, add_values
 from gradreg_fast.rules.conv import Conv, channels_last
 
 BEND_WHERE_FLAT = (6, 7, 8, 9)  # kinds of which phi'' u does not follow from phi' u: u itself is kept, too
@@ -92,7 +92,7 @@ class ConvProducts(Rule):
     def meet_proportional(self, saved, parameters, u, xdots, scale, gradients, push):
         tangent, (xs, *_) = _images(xdots[0]), saved
         for i, (u_z, _) in enumerate(u):
-            both = tangent[0].addcmul(per_sample(scale, xs[i]), xs[i]).unsqueeze(0)
+            both = add_values(tangent, scale, xs[i])
             gradients.add(2 * i, lambda i=i, u_z=u_z, both=both: self._gradient(saved, i, u_z, both))
             gradients.add(2 * i + 1, lambda u_z=u_z: scale @ u_z[0].flatten(2).sum(2))
             if push or i < len(self.layers) - 1:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradreg_fast.rules.base import Rule, map_rows, per_sample, shared_rows
+from gradreg_fast.rules.base import Rule, add_values, map_rows, per_sample, shared_rows
 from gradreg_fast.rules.call import Call, function, module
 
 
@@ -13,6 +13,7 @@ class Linear(Rule):
     """``y = x W^T + b`` over the last dimension; parameters ``W [n, d]`` and ``b [n]`` or None."""
 
     fresh = True
+    homogeneous = True
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
@@ -38,9 +39,17 @@ class Linear(Rule):
         gradients.add(1, lambda: d.flatten(0, -2).sum(0))
 
     def proportional(self, saved, parameters, u, xdots, scale, gradients):
-        (x,) = saved
-        add_stacked_product(gradients, u, (xdots[0][0].addcmul(per_sample(scale, x), x)).unsqueeze(0))
+        self.affine_gradient(saved, parameters, u, (add_values(xdots[0], scale, saved[0]),), scale, gradients)
+
+    def affine_gradient(self, saved, parameters, u, xdots, scale, gradients):
+        self.curvature(saved, parameters, u, xdots, gradients)
         gradients.add(1, lambda: (per_sample(scale, u[0]) * u[0]).flatten(0, -2).sum(0))
+
+    def push_affine(self, saved, parameters, xdots, scale):
+        ydot, (_, bias) = self.push(saved, parameters, xdots), parameters
+        if bias is not None:
+            ydot[0].addcmul_(per_sample(scale, ydot[0]), bias)
+        return ydot
 
     def flops(self, parameters, shape, inputs):
         return 2 * shape.numel() * parameters[0].shape[1]

@@ -2,7 +2,7 @@
 
 import torch
 
-from gradreg_fast.rules.base import Rule, dense, is_channels_last, laid_out
+from gradreg_fast.rules.base import Rule, dense, laid_out
 from gradreg_fast.rules.pool import Windows
 
 MOST_PLACES = 128  # of a window, as in csrc/common/max_pool.h
@@ -19,15 +19,15 @@ class MaxPoolPasses(Rule):
 
     compiled = True
     fresh = True
+    homogeneous = True
 
     def __init__(self, windows: Windows, kind: int, settings: tuple[float, float]) -> None:
         self.windows = windows
-        self.sizes = *windows.size, *windows.stride, *windows.padding
         self.phi = kind, settings
 
     def forward(self, inputs, parameters, extras):
         z = dense(inputs[0])
-        options = *self.sizes, *z.shape[-2:], is_channels_last(z)
+        options = self.windows.options(z)
         y, code = torch.ops.gradreg_fast.max_pool(z, options, *self.phi)
         return y, (code, options, z.shape, z.stride())
 

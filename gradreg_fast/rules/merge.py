@@ -19,6 +19,8 @@ from gradreg_fast.rules.shape import reshaping
 class Add(Rule):
     """``a + factor b``, shapes broadcast."""
 
+    homogeneous = True
+
     def __init__(self, factor: float = 1) -> None:
         self.factor = factor
 
@@ -61,6 +63,8 @@ class AddParameter(Rule):
 
 class Cat(Rule):
     """Concatenation along a dimension; along the batch's it puts samples behind each other."""
+
+    homogeneous = True
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
@@ -111,6 +115,7 @@ class Affine(Rule):
         self.factor = factor
         self.offset = offset
         self.aliases = factor == 1 and offset == 0
+        self.homogeneous = offset == 0
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
@@ -127,6 +132,7 @@ class Affine(Rule):
 class Dropout(Rule):
     """Multiplication by one random mask ``[B, ...]``, scaled by ``1 / (1 - probability)``, the same in all sweeps."""
 
+    homogeneous = True
     function = staticmethod(torch.dropout)
 
     def __init__(self, probability: float) -> None:

@@ -19,6 +19,7 @@ class Pad(LinearMap):
     def __init__(self, around: list[int], mode: str = "constant", value: float = 0) -> None:
         self.around = list(around)
         self.value = value
+        self.homogeneous = not value
         pairs = zip(self.around[::2], self.around[1::2], strict=True)
         changed = [-1 - i for i, pair in enumerate(pairs) if any(pair)]
         super().__init__(

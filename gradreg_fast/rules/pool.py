@@ -19,22 +19,43 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows that slide over images, heights before widths: all of them within the image and its padding.
+    """Windows that slide over images, heights before widths.
 
     Attributes:
-        size: of a window.
+        size: of a window; None for that of the image.
         stride: from one to the next.
         padding: at each side.
+        ceil: the last ones may end behind the padding; else all lie within the image and its padding.
     """
 
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     stride: tuple[int, int]
     padding: tuple[int, int]
+    ceil: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether their size is known, and all lie within the image and its padding."""
+        return self.size is not None and not self.ceil
 
     def counts(self, image: tuple[int, int]) -> tuple[int, int]:
         """How many fit into an image, below each other and side by side."""
-        parts = zip(image, self.size, self.stride, self.padding, strict=True)
-        return tuple((length + 2 * padding - size) // stride + 1 for length, size, stride, padding in parts)
+        return tuple(map(self._count, image, self.size or image, self.stride, self.padding))
+
+    def options(self, x: Tensor) -> tuple[int, ...]:
+        """What kernels are told of them on images ``x [..., H, W]``."""
+        image = x.shape[-2:]
+        sizes = *(self.size or image), *self.stride, *self.padding, *image, *self.counts(image)
+        return *sizes, is_channels_last(x)
+
+    def _count(self, length: int, size: int, stride: int, padding: int) -> int:
+        room = length + 2 * padding - size
+        if not self.ceil:
+            return room // stride + 1
+        return min(-(-room // stride), (length + padding - 1) // stride) + 1  # none begins behind the image
+
+
+EVERYTHING = Windows(None, (1, 1), (0, 0))
 
 
 class MaxPool(Rule):
@@ -45,14 +66,19 @@ class MaxPool(Rule):
             ``[B, *image]``, which PyTorch pools as well).
         shape: the windows, if these settings say it all.
         dims: of an image.
+
+    Attributes:
+        whole: each maximum is over a whole window.
     """
 
     fresh = True
+    homogeneous = True
 
     def __init__(self, windows, shape: Windows | None = None, dims: int = 2) -> None:
         self.windows = windows
         self.shape = shape
         self.dims = dims
+        self.whole = shape is not None and shape.whole
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
@@ -83,15 +109,26 @@ class AveragePool(Rule):
     Args:
         windows: aten's pooling function with its settings bound, of ``[rows, C, H, W]``.
         backward: aten's function of ``(u, x)``, which uses no more than the shape of x.
-        shape: the windows, if these settings say it all and each average is over a whole window.
+        shape: the windows, if they are the same wherever they lie.
+        counts_padding: as places of the windows that reach into it.
+        divisor: of all windows' sums; 0 for how many places each has.
+
+    Attributes:
+        whole: each average is over a whole window.
     """
 
     fresh = True
+    homogeneous = True
 
-    def __init__(self, windows, backward, shape: Windows | None = None) -> None:
+    def __init__(
+        self, windows, backward, shape: Windows | None = None, counts_padding: bool = True, divisor: int = 0
+    ) -> None:
         self.windows = windows
         self.backward = backward
         self.shape = shape
+        self.counts_padding = counts_padding
+        self.divisor = divisor
+        self.whole = shape is not None and shape.whole and not divisor and (counts_padding or shape.padding == (0, 0))
 
     def forward(self, inputs, parameters, extras):
         return self.windows(inputs[0]), (inputs[0].shape, is_channels_last(inputs[0]))
@@ -121,9 +158,9 @@ def max_pool(dims: int, input, kernel_size, stride=None, padding=0, dilation=1, 
         return "it returns indices"
     windows = (each(kernel_size, dims), each(stride or kernel_size, dims), each(padding, dims))
     settings = (*windows, each(dilation, dims), ceil_mode)
-    plain = dims == 2 and each(dilation, 2) == [1, 1] and not ceil_mode
+    plain = dims == 2 and each(dilation, 2) == [1, 1]
     pool = getattr(aten, f"max_pool{dims}d_with_indices")
-    rule = MaxPool(lambda x: pool(x, *settings), Windows(*map(tuple, windows)) if plain else None, dims)
+    rule = MaxPool(lambda x: pool(x, *settings), Windows(*map(tuple, windows), ceil_mode) if plain else None, dims)
     return Call(rule, (input,))
 
 
@@ -142,12 +179,13 @@ def average_pool(
         return as_images(average_pool, input, *windows, ceil_mode, count_include_pad)
     windows = (each(kernel_size, dims), each(stride or kernel_size, dims), each(padding, dims))
     settings = (*windows, ceil_mode, count_include_pad, divisor_override)
-    whole = not ceil_mode and divisor_override is None and (count_include_pad or windows[2] == [0, 0])
     pool, backward = getattr(aten, f"avg_pool{dims}d"), getattr(aten, f"avg_pool{dims}d_backward")
     rule = AveragePool(
         lambda x: pool(x, *settings),
         lambda u, x: backward(u, x, *settings),
-        Windows(*map(tuple, windows)) if whole and dims == 2 else None,
+        Windows(*map(tuple, windows), ceil_mode) if dims == 2 else None,
+        count_include_pad,
+        divisor_override or 0,
     )
     return Call(rule, (input,))
 
@@ -157,7 +195,8 @@ def adaptive_average_pool(dims: int, input, output_size):
         return as_images(adaptive_average_pool, input, (1, *each(output_size, 1)))
     pool = getattr(functional, f"adaptive_avg_pool{dims}d")
     backward = getattr(aten, f"_adaptive_avg_pool{dims}d_backward")
-    return Call(AveragePool(lambda x: pool(x, output_size), backward), (input,))
+    whole_image = dims == 2 and each(output_size, 2) == [1, 1]
+    return Call(AveragePool(lambda x: pool(x, output_size), backward, EVERYTHING if whole_image else None), (input,))
 
 
 def adaptive_max_pool(dims: int, input, output_size, return_indices=False):

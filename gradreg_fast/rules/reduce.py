@@ -75,6 +75,8 @@ class Reduction(Rule):
 class Sum(Reduction):
     """``sum x``."""
 
+    homogeneous = True
+
     def reduce(self, x, dims):
         return x.sum(dims, keepdim=True), ()
 
@@ -87,6 +89,8 @@ class Sum(Reduction):
 
 class Mean(Reduction):
     """``sum x / n``."""
+
+    homogeneous = True
 
     def reduce(self, x, dims):
         return x.mean(dims, keepdim=True), (count(x.shape, dims),)

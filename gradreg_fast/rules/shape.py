@@ -19,6 +19,7 @@ class Reshape(Rule):
         function: called as ``function(x, *extras)``.
     """
 
+    homogeneous = True
     aliases = True
 
     def __init__(self, function: Callable) -> None:
@@ -47,6 +48,7 @@ class Permute(Rule):
         function: returns a permuted view of its argument.
     """
 
+    homogeneous = True
     aliases = True
     couples_samples = True  # unless dimension 0 stays first
 
@@ -83,6 +85,7 @@ class LinearMap(Rule):
         dims: the dimensions of x along which elements are mixed or moved; all others are rows of equal work.
     """
 
+    homogeneous = True
     aliases = True
 
     def __init__(self, function: Callable, transpose: Callable, dims: Sequence[int]) -> None:

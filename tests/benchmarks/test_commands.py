@@ -26,6 +26,14 @@ def run(monkeypatch):
     return run
 
 
+@pytest.mark.parametrize("name", ["train", "speed", "models", "overhead", "experiment", "plot"])
+def test_help(run, capsys, name):
+    with pytest.raises(SystemExit) as exit:
+        run(name, "--help")
+    assert exit.value.code == 0
+    assert f"usage: python -m benchmarks {name}" in capsys.readouterr().out
+
+
 def small(out, *arguments):
     sizes = ("--train-size", 24, "--batch-size", 8, "--epochs", 1, "--seeds", 1, "--threads", 1)
     return ("train", *sizes, "--out", out, *arguments)

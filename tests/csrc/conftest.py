@@ -6,9 +6,12 @@ import pytest
 import torch
 
 import gradreg_fast
+from gradreg_fast.backend import library as cpu_library
 
 from .native import has_compiler
 from .operations_on_cpu import library
+
+HAS_CPU = pytest.mark.skipif(cpu_library()[0] is None, reason=f"no compiled library: {cpu_library()[1]}")
 
 
 @pytest.fixture
@@ -32,3 +35,13 @@ def cuda_operations(monkeypatch):
             yield operations
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(
+    params=[pytest.param("cpp", marks=[pytest.mark.each_processor, HAS_CPU]), "cuda"],
+)
+def operations(request):
+    """The operations of a device, which are used wherever they can be."""
+    found = torch.ops.gradreg_fast if request.param == "cpp" else request.getfixturevalue("cuda_operations")
+    with gradreg_fast.backend(request.param):
+        yield found

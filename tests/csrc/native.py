@@ -5,6 +5,7 @@ import importlib.machinery
 import importlib.util
 import os
 import subprocess
+import sys
 import sysconfig
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 from gradreg_fast import build
 
 HERE = Path(__file__).parent
-FOLDERS = (HERE, HERE.parent.parent / "csrc")
+ROOT = HERE.parent.parent
+FOLDERS = (HERE, ROOT / "csrc")
 SANITIZERS = ("-fsanitize=address", "-fno-sanitize-recover=all", "-DPROGRAM")
 
 
@@ -46,19 +48,29 @@ def has_compiler():
 
 def _compiled(name, flags, suffix):
     command = [*build.find_compiler(), "-std=c++17", "-Wall", "-Wextra", *flags, *(f"-I{folder}" for folder in FOLDERS)]
-    digest = hashlib.sha256(repr(command).encode())
-    for folder in FOLDERS:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in (".h", ".cuh", ".cpp"):
-                digest.update(path.read_bytes())
+    command.append(str(HERE / f"{name}.cpp"))
+    return cached(f"{name}{suffix}", command, lambda target: run([*command, "-o", str(target)]))
+
+
+def cached(name, command, compile_to):
+    """The file that `compile_to(path)` makes by this command, once for each state of sources and tools.
+
+    Wherever checkout and environment lie. Other processes wait instead of compiling, too.
+    """
+    line = repr(command).replace(str(ROOT), "").replace(sys.prefix, "")
+    digest = hashlib.sha256((line + build.cache_key(ROOT / "csrc", build.find_compiler())).encode())
+    for path in (path for folder in FOLDERS for path in build.source_files(folder)):
+        digest.update(path.read_bytes())
     folder = build.cache_folder() / "tests" / digest.hexdigest()[:16]
-    target = folder / f"{name}{suffix}"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / f"{name}.{os.getpid()}"
-        done = subprocess.run(
-            [*command, str(HERE / f"{name}.cpp"), "-o", str(unfinished)], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        unfinished.replace(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    target, unfinished = folder / name, folder / "unfinished"
+    with build.locked(folder / "lock"):
+        if not target.exists():
+            compile_to(unfinished)
+            unfinished.replace(target)
     return target
+
+
+def run(command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

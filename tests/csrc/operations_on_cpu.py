@@ -5,9 +5,7 @@ and serve tensors on the CPU.
 """
 
 import ctypes
-import hashlib
 import os
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -15,7 +13,7 @@ import torch
 
 from gradreg_fast import build
 
-from .native import FOLDERS, HERE
+from .native import HERE, cached, run
 
 SOURCES = ["library.cpp", *(name for name in build.CUDA_SOURCES if name != "cuda/runtime.cu")]
 ORDERS = range(3)  # forward, reversed, shuffled
@@ -29,24 +27,13 @@ def library():
     command = [*compiler, *build.host_flags(sources), "-w", "-O1", f"-I{HERE}"]
     command += ["-include", str(HERE / "operations_on_cpu.h"), "-x", "c++", "-c"]
     files = [HERE / "operations_on_cpu.cpp", *(sources / name for name in SOURCES)]
-    digest = hashlib.sha256(repr((command, torch.__version__)).encode())
-    for path in (path for folder in FOLDERS for path in sorted(folder.rglob("*"))):
-        if path.suffix in (".h", ".cuh", ".cpp", ".cu"):
-            digest.update(path.read_bytes())
-    target = build.cache_folder() / "tests" / digest.hexdigest()[:16] / "operations_on_cpu.so"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with build.locked(target.with_suffix(".lock")):  # other processes of the same run wait instead of compiling, too
-        if not target.exists():
-            unfinished = target.with_suffix(".unfinished")
-            objects = [str(target.with_name(f"{file.name}.o")) for file in files]
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                [*pool.map(lambda file, to: run([*command, str(file), "-o", to]), files, objects)]
-            run([*compiler, "-shared", *objects, *build.link_flags(), "-o", str(unfinished)])
-            unfinished.replace(target)
+
+    def compile_to(target):
+        objects = [str(target.with_name(f"{file.name}.o")) for file in files]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            [*pool.map(lambda file, to: run([*command, str(file), "-o", to]), files, objects)]
+        run([*compiler, "-shared", *objects, *build.link_flags(), "-o", str(target)])
+
+    target = cached("operations_on_cpu.so", command, compile_to)
     torch.ops.load_library(target)
     return torch.ops.gradreg_fast_on_cpu, ctypes.CDLL(target).choose_order
-
-
-def run(command):
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/active.h"
+#include "cpu/average_pool.h"
 #include "cpu/capability.h"
 #include "cpu/conv.h"
 #include "cpu/elementwise.h"
@@ -354,9 +355,9 @@ void run_all(const RowNormKernels<T>& kernels) {
 // Maxima over windows that are tiles, that overlap, and that leave gaps.
 template <class T>
 void run_all(const MaxPoolKernels<T>& kernels) {
-    const MaxPool forms[] = {{0, 0, {6, 4}, {3, 2}, {2, 2}, {2, 2}, {0, 0}, true, 0},
-                             {0, 0, {5, 7}, {3, 7}, {3, 3}, {2, 1}, {1, 1}, false, 0.2},
-                             {0, 0, {7, 5}, {3, 2}, {1, 2}, {3, 3}, {0, 0}, false, 1}};
+    const MaxPool forms[] = {{{0, 0, {6, 4}, {3, 2}, {2, 2}, {2, 2}, {0, 0}}, true, 0},
+                             {{0, 0, {5, 7}, {3, 7}, {3, 3}, {2, 1}, {1, 1}}, false, 0.2},
+                             {{0, 0, {7, 5}, {3, 2}, {1, 2}, {3, 3}, {0, 0}}, false, 1}};
     for (MaxPool pool : forms)
         for (const int64_t channels : {1, 5, 33})
             for (const int64_t K : {1, 2}) {
@@ -372,6 +373,32 @@ void run_all(const MaxPoolKernels<T>& kernels) {
             }
 }
 
+// Averages over such windows, of activations with a mask and without.
+template <class T>
+void run_all(const AveragePoolKernels<T>& kernels) {
+    const Windows forms[] = {{0, 0, {6, 4}, {3, 2}, {2, 2}, {2, 2}, {0, 0}},
+                             {0, 0, {5, 7}, {3, 7}, {3, 3}, {2, 1}, {1, 1}},
+                             {0, 0, {7, 5}, {3, 2}, {1, 2}, {3, 3}, {0, 0}}};
+    for (Windows windows : forms)
+        for (const int64_t channels : {1, 5, 33})
+            for (const Kind kind : {Kind::LeakyReLU, Kind::SiLU}) {
+                windows.planes = 30, windows.channels = channels;
+                const AveragePool pool{windows, false, 0, kind, {0.2, 0}};
+                const int64_t K = 2, z_count = pool.planes * pool.image(), y_count = pool.planes * pool.pooled_image();
+                Block<T> z(z_count), y(y_count), xdot(K * z_count), u(K * y_count), ydot(K * y_count), second(z_count);
+                Block<uint8_t> bytes(pool.mask_bytes() * y_count);
+                const T* const kept = pool.masked() ? nullptr : z.get();
+                uint8_t* const mask = pool.masked() ? bytes.get() : nullptr;
+                in_parts(pool.planes, [&](int64_t begin, int64_t end) {
+                    kernels.forward(pool, z.get(), y.get(), mask, begin, end);
+                    kernels.push(pool, kept, mask, xdot.get(), K, ydot.get(), begin, end);
+                    kernels.meet(pool, u.get(), xdot.get(), K, second.get(), begin, end);
+                    kernels.pull(pool, kept, mask, u.get(), K, nullptr, xdot.get(), begin, end);
+                    if (!mask) kernels.pull(pool, kept, mask, u.get(), 1, second.get(), xdot.get(), begin, end);
+                });
+            }
+}
+
 int main() {
     const Capability capability = cpu_capability();
     run_all(mlp_kernels_baseline<float>());
@@ -379,6 +406,7 @@ int main() {
     run_all(conv_kernels_baseline<float>());
     run_all(norm_kernels_baseline<float>());
     run_all(max_pool_kernels_baseline<float>());
+    run_all(average_pool_kernels_baseline<float>());
     run_all(elementwise_kernels_baseline<float>());
     run_all(row_norm_kernels_baseline<float>());
     run_all(mlp_kernels_baseline<double>());
@@ -386,6 +414,7 @@ int main() {
     run_all(conv_kernels_baseline<double>());
     run_all(norm_kernels_baseline<double>());
     run_all(max_pool_kernels_baseline<double>());
+    run_all(average_pool_kernels_baseline<double>());
     run_all(elementwise_kernels_baseline<double>());
     run_all(row_norm_kernels_baseline<double>());
     if (capability >= Capability::AVX2) {
@@ -394,6 +423,7 @@ int main() {
         run_all(conv_kernels_avx2<float>());
         run_all(norm_kernels_avx2<float>());
         run_all(max_pool_kernels_avx2<float>());
+        run_all(average_pool_kernels_avx2<float>());
         run_all(elementwise_kernels_avx2<float>());
         run_all(row_norm_kernels_avx2<float>());
         run_all(mlp_kernels_avx2<double>());
@@ -401,6 +431,7 @@ int main() {
         run_all(conv_kernels_avx2<double>());
         run_all(norm_kernels_avx2<double>());
         run_all(max_pool_kernels_avx2<double>());
+        run_all(average_pool_kernels_avx2<double>());
         run_all(elementwise_kernels_avx2<double>());
         run_all(row_norm_kernels_avx2<double>());
     }
@@ -410,6 +441,7 @@ int main() {
         run_all(conv_kernels_avx512<float>());
         run_all(norm_kernels_avx512<float>());
         run_all(max_pool_kernels_avx512<float>());
+        run_all(average_pool_kernels_avx512<float>());
         run_all(elementwise_kernels_avx512<float>());
         run_all(row_norm_kernels_avx512<float>());
         run_all(mlp_kernels_avx512<double>());
@@ -417,6 +449,7 @@ int main() {
         run_all(conv_kernels_avx512<double>());
         run_all(norm_kernels_avx512<double>());
         run_all(max_pool_kernels_avx512<double>());
+        run_all(average_pool_kernels_avx512<double>());
         run_all(elementwise_kernels_avx512<double>());
         run_all(row_norm_kernels_avx512<double>());
     }

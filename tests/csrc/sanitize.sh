@@ -12,7 +12,7 @@ run_with() { # run_with SANITIZERS FLAG...
     printf '%s: ' "$1"
     "${CXX:-g++}" -std=c++17 -O1 -g -Wno-psabi -fsanitize="$1" "${@:2}" \
         -I"$root/csrc" "$root"/tests/csrc/sanitize.cpp "$root"/csrc/cpu/capability.cpp \
-        "$root"/csrc/cpu/{mlp,active,conv,elementwise,max_pool,norm}_*.cpp -o "$work/sanitize"
+        "$root"/csrc/cpu/{mlp,active,conv,elementwise,norm,pool}_*.cpp -o "$work/sanitize"
     "$work/sanitize"
 }
 

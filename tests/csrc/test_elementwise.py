@@ -143,7 +143,7 @@ def vectors(phi, outputs):
 
 
 def images(phi, outputs):
-    convolutions = nn.Conv2d(2, 3, 3), phi, nn.AvgPool2d(2), nn.Conv2d(3, 4, 2, bias=False), phi
+    convolutions = nn.Conv2d(2, 3, 3, 2), phi, nn.Conv2d(3, 4, 2, bias=False), phi
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(16, outputs)), torch.randn(2, 2, 8, 8)
 
 

@@ -5,13 +5,12 @@ import torch
 from torch import nn
 
 import gradreg_fast
-from gradreg_fast.backend import library as cpu_library
 from gradreg_fast.convert import graph_of
 from gradreg_fast.passes import with_passes
 from gradreg_fast.rules.max_pool_passes import MaxPoolPasses
+from gradreg_fast.rules.pool import Windows
 from tests.parity import assert_primitives
 
-HAS_CPU = pytest.mark.skipif(cpu_library()[0] is None, reason=f"no compiled library: {cpu_library()[1]}")
 HALVES = (torch.bfloat16, torch.float16)
 WINDOWS = {
     "tiles": ((8, 6), (2, 2), (2, 2), (0, 0)),
@@ -19,18 +18,13 @@ WINDOWS = {
     "gaps": ((9, 8), (2, 1), (3, 2), (0, 0)),
     "overlap and margins": ((7, 8), (3, 3), (2, 1), (1, 1)),
     "one window": ((4, 5), (4, 5), (1, 1), (0, 0)),
+    "one behind": ((7, 6), (3, 3), (2, 2), (1, 0), True),
 }
 SLOPES = {"alone": (0, 1.0), "relu": (1, 0.0), "leaky_relu": (2, 0.2)}
 
 
-@pytest.fixture(
-    params=[pytest.param("cpp", marks=[pytest.mark.each_processor, HAS_CPU]), "cuda"],
-)
-def operations(request):
-    """The operations of a device, which are used wherever they can be."""
-    found = torch.ops.gradreg_fast if request.param == "cpp" else request.getfixturevalue("cuda_operations")
-    with gradreg_fast.backend(request.param):
-        yield found
+def max_pool(x, size, stride, padding, ceil=False, **settings):
+    return nn.functional.max_pool2d(x, size, stride, padding, ceil_mode=ceil, **settings)
 
 
 def laid(stack, last):
@@ -48,9 +42,9 @@ def test_passes(operations, name, last):
             z = (torch.randn(2, 19, *size) * 4).round() / 4  # with equal ones
             z[0, 1, 2, 3] = torch.nan
             z, xdot = laid(z.to(dtype), last), laid(torch.randn(2, *z.shape, dtype=dtype), last)
-            options = [*sum(windows, ()), *size, last], kind, [slope, 0.0]
+            options = [*sum(windows[:3], ()), *size, *Windows(*windows).counts(size), last], kind, [slope, 0.0]
             exact = z.double().requires_grad_()
-            maxima = nn.functional.max_pool2d(exact, *windows)
+            maxima = max_pool(exact, *windows)
             wanted = torch.where(maxima <= 0, maxima * slope, maxima)
             u = laid(torch.randn(2, *wanted.shape, dtype=dtype), last)
             y, code = operations.max_pool(z, *options)
@@ -63,7 +57,7 @@ def test_passes(operations, name, last):
                 (pulled,) = torch.autograd.grad(wanted, exact, cotangent, create_graph=True)
                 near(operations.max_pool_pull(code, laid(cotangent.to(dtype), last)[None], *options)[0], pulled)
                 tangent = xdot[k].double()
-                index = nn.functional.max_pool2d(exact, *windows, return_indices=True)[1].flatten(2)
+                index = max_pool(exact, *windows, return_indices=True)[1].flatten(2)
                 pushed = tangent.flatten(2).gather(2, index).view_as(wanted)
                 near(ydot[k][known], torch.where(maxima <= 0, pushed * slope, pushed)[known])
 
@@ -102,18 +96,18 @@ def test_networks(operations, outputs):
 def test_wrong_arguments_are_told(operations):
     z, plain = torch.randn(2, 3, 6, 6), (1, [0.0, 0.0])
     for message, call in {
-        "options must have nine entries": lambda: operations.max_pool(z, [2, 2], *plain),
+        "options must have 11 entries": lambda: operations.max_pool(z, [2, 2], *plain),
         "the activation must be piecewise linear": lambda: operations.max_pool(
-            z, [2, 2, 2, 2, 0, 0, 6, 6, 0], 4, [0.0, 0.0]
+            z, [2, 2, 2, 2, 0, 0, 6, 6, 3, 3, 0], 4, [0.0, 0.0]
         ),
-        "the windows do not fit": lambda: operations.max_pool(z, [7, 2, 2, 2, 0, 0, 6, 6, 0], *plain),
+        "the windows do not fit": lambda: operations.max_pool(z, [2, 2, 2, 2, 0, 0, 6, 6, 4, 3, 0], *plain),
         "the windows are too large": lambda: operations.max_pool(
-            torch.randn(1, 1, 20, 20), [12, 12, 1, 1, 0, 0, 20, 20, 0], *plain
+            torch.randn(1, 1, 20, 20), [12, 12, 1, 1, 0, 0, 20, 20, 9, 9, 0], *plain
         ),
-        "z has the wrong layout": lambda: operations.max_pool(z, [2, 2, 2, 2, 0, 0, 6, 6, 1], *plain),
-        "z must be float32": lambda: operations.max_pool(z.int(), [2, 2, 2, 2, 0, 0, 6, 6, 0], *plain),
+        "z has the wrong layout": lambda: operations.max_pool(z, [2, 2, 2, 2, 0, 0, 6, 6, 3, 3, 1], *plain),
+        "z must be float32": lambda: operations.max_pool(z.int(), [2, 2, 2, 2, 0, 0, 6, 6, 3, 3, 0], *plain),
         "xdot has the wrong size": lambda: operations.max_pool_push(
-            torch.zeros(2, 3, 3, 3, dtype=torch.uint8), z[None, :1], [2, 2, 2, 2, 0, 0, 6, 6, 0], *plain
+            torch.zeros(2, 3, 3, 3, dtype=torch.uint8), z[None, ..., :3], [2, 2, 2, 2, 0, 0, 6, 6, 3, 3, 0], *plain
         ),
     }.items():
         with pytest.raises(RuntimeError, match=message):

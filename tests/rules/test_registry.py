@@ -15,6 +15,8 @@ from torch.nn import functional
 import gradreg_fast
 from gradreg_fast import tracing
 from gradreg_fast.convert import graph_of
+from gradreg_fast.engine import linearize
+from gradreg_fast.rules.base import per_sample
 from gradreg_fast.rules.registry import FUNCTIONS, MODULES, NAMED, spelled, table
 from gradreg_fast.signature import ONE_TENSOR
 from tests.parity import (
@@ -720,10 +722,8 @@ def test_complete():
     assert set(MODULES) - modules == {nn.Hardsigmoid}
 
 
-def unmixed(make, shape):
+def unmixed(model, h):
     """The graph of a function alone, whether a sample's result depends on another sample, and whether it bends."""
-    manual_seed(0)
-    model, h = make(), torch.randn(3, *shape).tanh().requires_grad_()
 
     def value(h):
         manual_seed(1)
@@ -743,11 +743,18 @@ def unmixed(make, shape):
 def test_flags(name):
     """Where a graph claims to be piecewise linear, or to keep samples apart, it is: savings rest on it."""
     shape, given = LAYERS.get(name) or CALLS[name]
-    make = (lambda: randomised(given())) if name in LAYERS else (lambda: Function(given))
+    manual_seed(0)
+    model = randomised(given()) if name in LAYERS else Function(given)
+    h = torch.randn(3, *shape).tanh().requires_grad_()
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        graph, mixes, bends = unmixed(make, shape)
+        graph, mixes, bends = unmixed(model, h)
     assert graph.couples_samples or not mixes
     assert bends is None or graph.curvature_free == (not bends)
+    if graph.homogeneous and not mixes:
+        scale, xdot = torch.randn(3), torch.randn(1, 3, *shape)
+        y, linearization = linearize(graph, h.detach(), graph.tensors(h))
+        (ydot, _), (both, _) = (linearization.push({0: xdot}, graph.seed, scale=s) for s in (None, scale))
+        torch.testing.assert_close(both[0], ydot[0] + per_sample(scale, y) * y)
 
 
 def test_the_documentation_names_every_rule():

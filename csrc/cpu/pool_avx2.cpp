@@ -1,4 +1,4 @@
-// Maxima over windows for avx2.
+// Poolings for avx2.
 
 #include "common/math.h"
 
@@ -6,6 +6,7 @@
 #pragma GCC target("avx2,fma")
 #endif
 
+#include "cpu/average_pool_passes.h"
 #include "cpu/max_pool_passes.h"
 
 namespace gradreg_fast {
@@ -18,6 +19,16 @@ const MaxPoolKernels<float>& max_pool_kernels_avx2<float>() {
 template <>
 const MaxPoolKernels<double>& max_pool_kernels_avx2<double>() {
     return MaxPoolPasses<double, 32>::kernels();
+}
+
+template <>
+const AveragePoolKernels<float>& average_pool_kernels_avx2<float>() {
+    return AveragePoolPasses<float, 32>::kernels();
+}
+
+template <>
+const AveragePoolKernels<double>& average_pool_kernels_avx2<double>() {
+    return AveragePoolPasses<double, 32>::kernels();
 }
 
 }  // namespace gradreg_fast

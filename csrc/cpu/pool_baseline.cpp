@@ -1,7 +1,8 @@
-// Maxima over windows for baseline.
+// Poolings for baseline.
 
 // No instructions beyond what every processor of this family has.
 
+#include "cpu/average_pool_passes.h"
 #include "cpu/max_pool_passes.h"
 
 namespace gradreg_fast {
@@ -14,6 +15,16 @@ const MaxPoolKernels<float>& max_pool_kernels_baseline<float>() {
 template <>
 const MaxPoolKernels<double>& max_pool_kernels_baseline<double>() {
     return MaxPoolPasses<double, 16>::kernels();
+}
+
+template <>
+const AveragePoolKernels<float>& average_pool_kernels_baseline<float>() {
+    return AveragePoolPasses<float, 16>::kernels();
+}
+
+template <>
+const AveragePoolKernels<double>& average_pool_kernels_baseline<double>() {
+    return AveragePoolPasses<double, 16>::kernels();
 }
 
 }  // namespace gradreg_fast

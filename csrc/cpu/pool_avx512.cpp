@@ -1,4 +1,4 @@
-// Maxima over windows for avx512.
+// Poolings for avx512.
 
 #include "common/math.h"
 
@@ -6,6 +6,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #endif
 
+#include "cpu/average_pool_passes.h"
 #include "cpu/max_pool_passes.h"
 
 namespace gradreg_fast {
@@ -18,6 +19,16 @@ const MaxPoolKernels<float>& max_pool_kernels_avx512<float>() {
 template <>
 const MaxPoolKernels<double>& max_pool_kernels_avx512<double>() {
     return MaxPoolPasses<double, 64>::kernels();
+}
+
+template <>
+const AveragePoolKernels<float>& average_pool_kernels_avx512<float>() {
+    return AveragePoolPasses<float, 64>::kernels();
+}
+
+template <>
+const AveragePoolKernels<double>& average_pool_kernels_avx512<double>() {
+    return AveragePoolPasses<double, 64>::kernels();
 }
 
 }  // namespace gradreg_fast
