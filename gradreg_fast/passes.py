@@ -43,9 +43,9 @@ LEAST_ON_CPU = 1 << 16
 """Numbers of an input from which passes of piecewise linear activations and of poolings repay their calls; four images
 of 48 x 48 are too few. Those of smooth activations always do: their second derivatives take PyTorch several calls."""
 
-MOST_WINDOWS = 3
-"""That a number may be in, on average, where activations join averages: in nine (3 x 3 windows, one step apart) reading
-and telling its slope as often takes twice as long as passes of their own; in 2.25 the same."""
+MOST_WINDOWS = {"cpp": 2, "cuda": 3}
+"""That a number may be in, on average, where activations join averages: reading it, and telling its slope, in each of
+nine (3 x 3 windows, one step apart) takes twice as long on a CPU as passes of their own, in 2.25 as long."""
 
 
 def with_kernels(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Graph:
@@ -67,7 +67,7 @@ def with_passes(graph: Graph, x: Tensor) -> Graph:
     if key not in graph.plans:
         nodes = [node and replace(node, rule=_pass_for(node.rule, kernels, small)) for node in graph.nodes]
         _join_maxima(graph, nodes)
-        _join_averages(graph, nodes)
+        _join_averages(graph, nodes, MOST_WINDOWS[kernels])
         graph.plans[key] = graph.rewritten(nodes)
     return graph.plans[key]
 
@@ -84,10 +84,10 @@ def _join_maxima(graph: Graph, nodes: list[Node | None]) -> None:
             nodes[j] = nothing(below)
 
 
-def _join_averages(graph: Graph, nodes: list[Node | None]) -> None:
+def _join_averages(graph: Graph, nodes: list[Node | None], most_windows: int) -> None:
     """Give activations to the average over windows that alone reads them."""
     for i, node in enumerate(graph.nodes):
-        if node is None or not isinstance(node.rule, AveragePool) or not _joins(node.rule.shape):
+        if node is None or not isinstance(node.rule, AveragePool) or not _joins(node.rule.shape, most_windows):
             continue
         (j,) = node.inputs
         below = nodes[j]
@@ -96,10 +96,10 @@ def _join_averages(graph: Graph, nodes: list[Node | None]) -> None:
             nodes[j] = nothing(below)
 
 
-def _joins(windows: Windows | None) -> bool:
+def _joins(windows: Windows | None, most_windows: int) -> bool:
     if windows is None or windows is EVERYTHING:
         return windows is EVERYTHING
-    return math.prod(windows.size) <= MOST_WINDOWS * math.prod(windows.stride)
+    return math.prod(windows.size) <= most_windows * math.prod(windows.stride)
 
 
 def _is_small(x: Tensor) -> bool:

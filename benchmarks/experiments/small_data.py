@@ -131,7 +131,7 @@ def draw(rows: list[Row]) -> Figure:
     ):
         draw_gains(axes, tested, each)
         axes.set_title(title)
-        axes.set_xticks(range(len(each)), [label.format(block) for block in each], fontsize=8)
+        axes.set_xticks(range(len(each)), [label.format(block) for block in each], fontsize=7)
     upper.axes[0].set_ylabel(
         "gain in test accuracy over no penalty, points\nmean over seeds, 95% confidence", fontsize=9
     )

@@ -2,7 +2,8 @@
 //
 // With n numbers of z a window, PyTorch's lines move 3 n + 1 numbers a window and sweep (an activation reads and writes
 // all, the pooling reads or writes them again), these n + 1: the values between are never in memory. Where phi is
-// piecewise linear z is not kept, either. Without an activation they would save nothing, and are not used.
+// piecewise linear z is not kept, either. Without an activation they would save nothing, and are not used;
+// nor where numbers are in several windows, and read as often (passes.py says how many).
 //
 // Kernel forward: y = A phi(z), and a bit of the slope for each place of a window where that is enough
 //   dtypes     float32 float64
@@ -14,8 +15,7 @@
 //
 // Kernel pull: phi' A^T u, for one with a second-order term, for a stack
 //   dtypes     float32 float64
-//   bound      memory: reads K numbers per window and a number of z an element (n bits per window with a mask), writes
-//   K
+//   bound      memory: reads K numbers per window and 1 (or n bits per window) an element of z, writes K
 //
 // Kernel meet: sum_k (A^T u) xdot
 //   dtypes     float32 float64

@@ -2,7 +2,8 @@
 //
 // With n numbers of z a window, PyTorch's lines move 3 n + 1 numbers a window and sweep (an activation reads and writes
 // all, the pooling reads or writes them again), these n + 1: the values between are never in memory. Where phi is
-// piecewise linear z is not kept, either, but a bit for each place. Without an activation there is nothing to save.
+// piecewise linear z is not kept, either, but a bit for each place. Without an activation there is nothing to save;
+// where a number is in several windows, it is read again from the caches (passes.py says up to how many).
 //
 // Up, a team of threads of a warp takes a number of y, of each member of a stack, and a thread the places of a byte of
 // the mask; neighbours have neighbouring windows, which lie next to each other in channels last. Down, a thread takes
@@ -23,8 +24,8 @@
 //
 // Kernel average_pull_kernel: phi' A^T u, for one with a second-order term, for a stack
 //   dtypes     float32 float64 bfloat16 float16
-//   bound      memory: reads K numbers per window and a number of z an element (n bits per window with a mask), writes
-//   K registers  64
+//   bound      memory: reads K numbers per window and 1 (or n bits per window) an element of z, writes K
+//   registers  64
 //
 // Kernel average_meet_kernel: sum_k (A^T u) xdot
 //   dtypes     float32 float64 bfloat16 float16
