@@ -132,6 +132,9 @@ class _Place:
         self.index = index
 
 
+_PLAIN = {bool, int, float, slice, type(None), torch.Size, torch.dtype}  # nothing to save in them
+
+
 def _flatten(item, tensors: list[Tensor], places: dict[int, _Place]):
     kind = type(item)
     if isinstance(item, Tensor):
@@ -141,7 +144,7 @@ def _flatten(item, tensors: list[Tensor], places: dict[int, _Place]):
             tensors.append(item)
         return place
     if kind is tuple or kind is list:
-        return kind([_flatten(member, tensors, places) for member in item])
+        return kind([m if type(m) in _PLAIN else _flatten(m, tensors, places) for m in item])
     if kind is dict:
         return {key: _flatten(member, tensors, places) for key, member in item.items()}
     if kind is Linearization:
@@ -155,7 +158,7 @@ def _unflatten(item, tensors: tuple[Tensor, ...]):
     if kind is _Place:
         return tensors[item.index]
     if kind is tuple or kind is list:
-        return kind([_unflatten(member, tensors) for member in item])
+        return kind([m if type(m) in _PLAIN else _unflatten(m, tensors) for m in item])
     if kind is dict:
         return {key: _unflatten(member, tensors) for key, member in item.items()}
     if kind is Linearization:

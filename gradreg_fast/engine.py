@@ -20,14 +20,13 @@ from functools import cached_property
 from torch import Tensor
 
 from gradreg_fast.graph import Graph, Node
-from gradreg_fast.rules.base import NodeGradients, add_values
+from gradreg_fast.rules.base import BatchProduct, NodeGradients, add_values
 
 
 class Terms:
     """What a backward pass accumulates: parameter gradients and second-order terms of the values' adjoints.
 
     Attributes:
-        totals: gradient of each slot, or None.
         wanted: which slots' gradients somebody asked for.
         needs: what follows from that for values and nodes.
         second: for each node, the sums of what `Rule.curvature` returned, or None.
@@ -36,12 +35,21 @@ class Terms:
     def __init__(self, graph: Graph, wanted: tuple[bool, ...], x_wanted: bool) -> None:
         self.wanted = wanted
         self.needs = graph.needs(wanted, x_wanted)
-        self.totals: list[Tensor | None] = [None] * len(wanted)
         self.second: list[tuple[Tensor | None, ...] | None] = [None] * len(graph.nodes)
+        self._totals: list[Tensor | None] = [None] * len(wanted)
+        self._later: dict[int, BatchProduct] = {}
+
+    @property
+    def totals(self) -> list[Tensor | None]:
+        """Gradient of each slot, or None."""
+        while self._later:
+            slot, product = self._later.popitem()
+            NodeGradients(self._totals, (slot,), self.wanted, {}).add(0, product.evaluate)
+        return self._totals
 
     def of(self, node: Node) -> NodeGradients:
         """The node's view of the parameter gradients."""
-        return NodeGradients(self.totals, node.slots, self.wanted)
+        return NodeGradients(self._totals, node.slots, self.wanted, self._later)
 
     def add_second(self, i: int, terms: tuple[Tensor | None, ...]) -> None:
         """Add fresh second-order terms of node i."""
@@ -67,7 +75,7 @@ def linearize(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> tupl
         if node is None:
             continue
         inputs = [values[j] for j in node.inputs]
-        extras = [*(values[j] for j in node.extras), *select(node.updated, tensors)]
+        extras = [*[values[j] for j in node.extras], *select(node.updated, tensors)]
         values[i], saved[i] = node.rule.forward(inputs, select(node.slots, tensors), extras)
         shapes[i] = getattr(values[i], "shape", None)
         if i in graph.computed:
@@ -181,6 +189,7 @@ class Linearization:
             The tangent of `top` and what was kept, by node.
         """
         tangents, kept, dependent, fresh = dict(seeds), {}, self.graph.dependent, set()
+        members = len(next(iter(seeds.values())))
         affine = scale is not None and self.x is not None and 0 in seeds
         if affine:
             tangents[0] = add_values(seeds[0], scale, self.x)
@@ -190,8 +199,7 @@ class Linearization:
             if i in seeds or not dependent[i] or any(j not in tangents and dependent[j] for j in node.inputs):
                 continue
             rule, parameters = node.rule, self.parameters[i]
-            members = next(len(tangents[j]) for j in node.inputs if j in tangents)
-            xdots = tuple(tangents[j] if j in tangents else self.zeros(j, members) for j in node.inputs)
+            xdots = tuple([tangents[j] if j in tangents else self.zeros(j, members) for j in node.inputs])
             if keep is not None and keep[i]:
                 kept[i] = xdots
                 fresh.difference_update(node.inputs)
@@ -207,6 +215,7 @@ class Linearization:
             elif not meeting:
                 tangent = rule.push(*given, xdots) if further else None
             elif scale is None:
+                fresh.difference_update(node.inputs)  # products may wait for them
                 second, tangent = rule.meet(*given, cotangents.pop(i), xdots, terms.of(node), further)
                 terms.add_second(i, second)
             else:
@@ -260,4 +269,4 @@ class Linearization:
 
 def select(slots: Sequence[int | None], tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """The tensors in these slots; None in an absent one."""
-    return tuple(None if slot is None else tensors[slot] for slot in slots)
+    return tuple([None if slot is None else tensors[slot] for slot in slots]) if slots else ()

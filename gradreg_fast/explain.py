@@ -12,9 +12,11 @@ from gradreg_fast import active, functional, planner
 from gradreg_fast.autocast import with_casts, without_autocast
 from gradreg_fast.convert import graph_of, original_of
 from gradreg_fast.engine import Linearization, linearize
+from gradreg_fast.estimate import seconds_saved
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import kernel_for
 from gradreg_fast.passes import with_kernels
+from gradreg_fast.recorded import saves_time
 from gradreg_fast.rules.cast import uncast
 from gradreg_fast.rules.conv_block import ConvBlock
 from gradreg_fast.rules.conv_products import ConvProducts
@@ -56,6 +58,7 @@ class Explanation:
         savings: what makes the step cheaper than autograd's, in words.
         units: matrix products of a whole step (task loss, penalty, all gradients), in those of one forward.
         autograd_units: those of autograd's step.
+        drop_in: what `convert` does with the model; empty where that is not estimated.
     """
 
     title: str
@@ -63,6 +66,7 @@ class Explanation:
     savings: tuple[str, ...]
     units: float
     autograd_units: float
+    drop_in: str = ""
 
     @property
     def with_rule(self) -> float:
@@ -85,6 +89,7 @@ class Explanation:
             f"kept between the sweeps: {_amount(sum(row.kept for row in self.rows))}B",
             f"estimate: {estimate}" if self.units else "estimate: none, no node with a rule has matrix products",
             *(f"saving: {saving}" for saving in self.savings),
+            *([f"convert: {self.drop_in}"] if self.drop_in else []),
         ]
 
     def __str__(self) -> str:
@@ -156,7 +161,16 @@ def explain(
     rows = tuple(_row(linearization, i, compiled) for i, node in enumerate(graph.nodes) if node and node.inputs)
     savings, units, autograd_units = _estimate(linearization, penalty, compiled)
     title = f"{type(model).__name__}, {penalty}, x {' x '.join(map(str, joint.shape))} {joint.dtype}"
-    return Explanation(title, rows, tuple(savings), units, autograd_units)
+    one_output = network is not None and network.outputs(tensors) == 1  # a compiled operation of its own
+    estimated = linearization.like.device.type == "cpu" and not (one_output or graph.whole)
+    drop_in = _drop_in(linearization) if estimated else ""
+    return Explanation(title, rows, tuple(savings), units, autograd_units, drop_in)
+
+
+def _drop_in(linearization: Linearization) -> str:
+    saved = seconds_saved(linearization)
+    amount = f"{abs(saved) * 1e3:.1f} ms a step {'saved' if saved > 0 else 'lost'}, by estimate"
+    return f"closed form ({amount})" if saves_time(linearization) else f"left to autograd ({amount})"
 
 
 def _row(linearization: Linearization, i: int, compiled: bool) -> Row:

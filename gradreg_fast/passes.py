@@ -40,8 +40,8 @@ NORMALISATIONS: dict[type[Rule], Callable[[Rule], Rule]] = {
 ON_CPU = (BatchNormTrain, LayerNorm, RootMeanSquareNorm)
 """Normalisations that the CPU's kernels know."""
 LEAST_ON_CPU = 1 << 16
-"""Numbers of an input from which passes of activations and poolings repay their calls; four images of 48 x 48 are too
-few."""
+"""Numbers of an input from which passes of piecewise linear activations and of poolings repay their calls; four images
+of 48 x 48 are too few. Those of smooth activations always do: their second derivatives take PyTorch several calls."""
 
 MOST_WINDOWS = {"cpp": 2, "cuda": 3}
 """That a number may be in, on average, where activations join averages: reading it, and telling its slope, in each of
@@ -109,7 +109,7 @@ def _is_small(x: Tensor) -> bool:
 def _pass_for(rule: Rule, kernels: str, small: bool) -> Rule:
     if type(rule) in NORMALISATIONS and (kernels == "cuda" or type(rule) in ON_CPU):
         return NORMALISATIONS[type(rule)](rule)
-    if small:
+    if small and (rule.curvature_free or not isinstance(rule, Activation)):
         return rule
     if kernels == "cpp" and isinstance(rule, Sine):
         return rule  # the kernels compute sines anew in every sweep, 0.75 to 1.08 times as fast as PyTorch's lines

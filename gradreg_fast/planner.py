@@ -143,6 +143,8 @@ def known_shapes(linearization: Linearization) -> list[torch.Size | None]:
     def known(size):
         return size.node.hint if isinstance(size, torch.SymInt) else size
 
+    if not has_symbols(linearization.shapes[0]):
+        return linearization.shapes
     return [None if shape is None else torch.Size(map(known, shape)) for shape in linearization.shapes]
 
 

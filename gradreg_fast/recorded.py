@@ -27,6 +27,7 @@ from gradreg_fast.context import (
     wanted_now,
 )
 from gradreg_fast.engine import Linearization, Terms, linearize
+from gradreg_fast.estimate import seconds_saved
 from gradreg_fast.graph import Graph
 from gradreg_fast.mlp import HALVES, kernel_for
 from gradreg_fast.passes import with_kernels
@@ -34,27 +35,15 @@ from gradreg_fast.planner import adjoints_are_cotangents
 from gradreg_fast.rules.attention import Attention
 from gradreg_fast.rules.base import Rule, elements, has_numbers, per_sample
 from gradreg_fast.rules.cast import uncast
-from gradreg_fast.rules.conv import Conv
-from gradreg_fast.rules.conv_block import ConvBlock
-from gradreg_fast.rules.conv_products import ConvProducts
-from gradreg_fast.rules.opaque import Opaque
 from gradreg_fast.rules.pointwise import Kinked
 
-# When the closed form is ahead of autograd in user's own lines, by measurements on one thread of a CPU in float32:
-# - what Python takes for a node in a whole step, beyond autograd's own share, and for one that autograd runs;
-NODE_SECONDS, OPAQUE_SECONDS = 1.2e-4, 5e-4
-# - products a second; fewer in the double backward of convolutions;
-RATE, CONVOLUTION_RATE = 7e10, 1e10
-# - products saved, in those of one forward: where adjoints are cotangents, and of convolutions anywhere;
-SCALED_UNITS, CONVOLUTION_UNITS = 2.0, 0.9
-# - a forward's products from which a compiled network with one output is ahead.
-LEAST_COMPILED = 5e6
+LEAST_COMPILED = 5e6  # a forward's products from which a compiled network with one output is ahead
 
 
 def pays(graph: Graph, x: Tensor) -> bool:
-    """Whether the closed form is to be preferred to autograd for this input: on a CPU, not where it is slower.
+    """Whether the closed form is to be used for this input.
 
-    What the network costs is known after the first call with an input of this shape. A backend that was chosen is used.
+    Whether it saves time is known after the first call with an input of this shape. A backend that was chosen is used.
     """
     return graph.plans.get(_cost_key(x), True) or current() != "auto"
 
@@ -69,23 +58,12 @@ def _without_double_backward() -> tuple[type[Rule], ...]:
     return (Attention, Kinked) if fused else (Kinked,)
 
 
-def _saves_time(linearization: Linearization) -> bool:
-    graph = linearization.graph
+def saves_time(linearization: Linearization) -> bool:
+    """Whether the closed form is to be preferred to autograd at this input: on a CPU, not where it is slower."""
     if linearization.like.device.type != "cpu":
         return True
-    products, convolutions, seconds = 0, 0, 0.0
-    for i, node in enumerate(graph.nodes):
-        if node and node.inputs:
-            rule = uncast(node.rule)
-            if isinstance(rule, _without_double_backward()):
-                return True
-            flops = linearization.flops(i)
-            products += flops
-            convolutions += flops if isinstance(rule, (Conv, ConvBlock, ConvProducts)) else 0
-            seconds += OPAQUE_SECONDS if isinstance(rule, Opaque) else NODE_SECONDS
-    scaled = adjoints_are_cotangents(linearization)
-    saved = SCALED_UNITS * products * scaled / RATE, CONVOLUTION_UNITS * convolutions / CONVOLUTION_RATE
-    return max(saved) > seconds
+    rules = (uncast(node.rule) for node in linearization.graph.nodes if node and node.inputs)
+    return any(isinstance(rule, _without_double_backward()) for rule in rules) or seconds_saved(linearization) > 0
 
 
 def recorded(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Tensor:
@@ -106,31 +84,35 @@ def recorded(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Tenso
             products = 2 * len(x) * sum(tensors[slot].numel() for slot in mlp.weights)
             graph.plans[_cost_key(x)] = products > LEAST_COMPILED
         return mlp.returned(y)
-    y, _ = _Value.apply(with_kernels(graph, x, tensors), wanted_now(tensors), x, *tensors)
-    if has_numbers(x):
-        graph.plans[_cost_key(x)] = y.grad_fn.saves_time
+    key = _cost_key(x)
+    note = partial(graph.plans.__setitem__, key) if has_numbers(x) and key not in graph.plans else None
+    y, _ = _Value.apply(with_kernels(graph, x, tensors), wanted_now(tensors), note, x, *tensors)
     return y
 
 
 class _Value(torch.autograd.Function):
-    """y, and a tensor without elements by which each `_Pull` depends on y's own backward pass."""
+    """y, and a tensor without elements by which each `_Pull` depends on y's own backward pass.
+
+    `note` is told whether the closed form saves time, if it is given.
+    """
 
     @staticmethod
     @without_autocast
-    def forward(ctx, graph, wanted, x, *tensors):
+    def forward(ctx, graph, wanted, note, x, *tensors):
         ctx.set_materialize_grads(False)
         y, linearization = linearize(graph, x, tensors)
         link = x.new_empty(0)
         ctx.wanted, ctx.handed = wanted, {}
-        ctx.saves_time = not has_numbers(x) or _saves_time(linearization)  # a tracer's sizes may be symbols
-        save(ctx, (graph, wanted, x, *tensors), linearization, link)
+        if note is not None:
+            note(saves_time(linearization))
+        save(ctx, (graph, wanted, note, x, *tensors), linearization, link)
         return laid_out_like(y, x), link
 
     @staticmethod
     @without_autocast
     def backward(ctx, ybar, _):
         handed = ctx.handed.pop(torch._C._current_graph_task_id(), None)
-        x_wanted, *wanted = requested(ctx, 2)
+        x_wanted, *wanted = requested(ctx, 3)
         pull = torch.is_grad_enabled() and handed is None and x_wanted
         xbar, totals = None, [None] * len(wanted)
         if not pull or any(wanted):
@@ -138,13 +120,13 @@ class _Value(torch.autograd.Function):
         if pull:
             linearization, link = restore(ctx)
             xbar = _Pull.apply(linearization, ctx.wanted, link, ybar)
-        return None, None, xbar, *totals
+        return None, None, None, xbar, *totals
 
 
 def _adjoint(handed: Handed | None, ctx, ybar: Tensor | None) -> tuple[Tensor | None, ...]:
     """Sweep 4 for y's adjoint and for what pulls handed over: the gradients of x and of the slots."""
     linearization, _ = restore(ctx)
-    x_wanted, *wanted = requested(ctx, 2)
+    x_wanted, *wanted = requested(ctx, 3)
     handed = handed or Handed(Terms(linearization.graph, tuple(wanted), x_wanted), [])
     terms, directions = handed.terms, handed.directions
     adjoints = {} if ybar is None else {linearization.graph.output: ybar}
@@ -237,7 +219,7 @@ def _handed(value_node, graph: Graph) -> Handed:
     """Where the backward pass that is running hands things to the one through y."""
     task = torch._C._current_graph_task_id()
     if task not in value_node.handed:
-        x_wanted, *wanted = requested(value_node, 2)
+        x_wanted, *wanted = requested(value_node, 3)
         value_node.handed[task] = Handed(Terms(graph, tuple(wanted), x_wanted), [])
     return value_node.handed[task]
 

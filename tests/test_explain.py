@@ -81,6 +81,26 @@ def test_a_model_left_to_autograd():
     assert "one by one" in str(found)
 
 
+@pytest.mark.parametrize(
+    ("make", "shape", "gains"),
+    [
+        (lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2)), (2, 4), False),
+        (lambda: nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 2, 30)), (16, 3, 32, 32), True),
+        (lambda: nn.Sequential(nn.Conv2d(64, 64, 3, groups=64), nn.Flatten()), (2, 64, 5, 5), True),
+        (lambda: nn.Sequential(nn.Conv2d(64, 64, 3), nn.Flatten()), (2, 64, 3, 3), False),
+        (lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Flatten()), (2, 4), True),
+    ],
+    ids=["small", "large", "grouped", "not grouped", "normalised"],
+)
+def test_what_convert_leaves_to_autograd(make, shape, gains):
+    """Told before, and done from the second call on."""
+    model, x = make(), torch.randn(shape, requires_grad=True)
+    with gradreg_fast.backend("auto"):
+        assert ("closed form" if gains else "left to autograd") in explain(model, x, "value_and_vjp").drop_in
+        names = [type(gradreg_fast.convert(model)(x).grad_fn).__name__ for _ in range(2)]
+    assert (names[1] == "_ValueBackward") == gains
+
+
 def test_compiled_networks():
     if library()[0] is None:
         pytest.skip(f"no compiled library: {library()[1]}")

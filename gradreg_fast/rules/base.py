@@ -8,6 +8,7 @@ for every sample has stride 0 along ``B``: products then work on ``K`` rows inst
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,12 +20,26 @@ Saved = tuple
 
 
 class NodeGradients:
-    """Where a node adds its parameters' gradients: sums that several terms, nodes and chunks share."""
+    """Where a node adds its parameters' gradients: sums that several terms, nodes and chunks share.
 
-    def __init__(self, totals: list[Tensor | None], slots: Sequence[int | None], wanted: Sequence[bool]) -> None:
+    Args:
+        totals: the sums, by slot.
+        slots: of the node.
+        wanted: which slots' gradients somebody asked for.
+        later: the products that wait for others, by slot.
+    """
+
+    def __init__(
+        self,
+        totals: list[Tensor | None],
+        slots: Sequence[int | None],
+        wanted: Sequence[bool],
+        later: "dict[int, BatchProduct]",
+    ) -> None:
         self._totals = totals
         self._slots = slots
         self._wanted = wanted
+        self._later = later
 
     def wants(self, position: int) -> bool:
         """Whether anybody asked for the gradient of the node's parameter number `position`."""
@@ -38,12 +53,61 @@ class NodeGradients:
             total = self._totals[slot]
             self._totals[slot] = gradient() if total is None else total.add_(gradient())
 
-    def add_product(self, position: int, left: Tensor, right: Tensor) -> None:
-        """Add ``left^T right`` of two matrices with as many rows, accumulating inside the product."""
+    def add_product(self, position: int, left: Tensor, right: Tensor, shape: Sequence[int] | None = None) -> None:
+        """Add ``left^T right`` of two matrices with as many rows, accumulating inside the product.
+
+        `shape`: the parameter's, behind its first dimension, where it is no matrix.
+        """
         if self.wants(position):
             slot = self._slots[position]
             total = self._totals[slot]
-            self._totals[slot] = left.t().mm(right) if total is None else total.addmm_(left.t(), right)
+            if total is None:
+                product = left.t().mm(right)
+                self._totals[slot] = product if shape is None else product.unflatten(1, shape)
+            elif total.is_contiguous():
+                total.view(len(total), -1).addmm_(left.t(), right)
+            else:
+                total.add_(left.t().mm(right).view_as(total))
+
+    def add_over_batch(self, position: int, product: "BatchProduct", later: bool) -> None:
+        """Add a product, with the one that waits for it; `later`: let it wait itself."""
+        if not self.wants(position):
+            return
+        slot = self._slots[position]
+        waiting = self._later.pop(slot, None)
+        if waiting is not None and waiting.rule is product.rule:
+            product = product.with_samples_of(waiting)
+        elif waiting is not None:
+            self.add(position, waiting.evaluate)
+        if later:
+            self._later[slot] = product
+        else:
+            self.add(position, product.evaluate)
+
+
+@dataclass(frozen=True)
+class BatchProduct:
+    """A weight's gradient ``sum_b u_b (x) x_b``: one product over more samples costs less than two.
+
+    Attributes:
+        rule: whose product it is.
+        u: ``[B, ...]``.
+        x: ``[B, ...]``.
+        weight: the parameter.
+    """
+
+    rule: "Rule"
+    u: Tensor
+    x: Tensor
+    weight: Tensor
+
+    def evaluate(self) -> Tensor:
+        """The gradient."""
+        return self.rule.weight_gradient(self.u, self.x, self.weight)
+
+    def with_samples_of(self, other: "BatchProduct") -> "BatchProduct":
+        """The sum of both, as one product."""
+        return replace(self, u=torch.cat([other.u, self.u]), x=torch.cat([other.x, self.x]))
 
 
 class Rule:
@@ -265,7 +329,7 @@ def map_members(function: Callable[[Tensor], Tensor], stack: Tensor, rows: bool)
 
 def members_of(stack: Tensor) -> Sequence[Tensor]:
     """The members of a stack; of one member the stack itself, for those who are to give it another shape anyway."""
-    return (stack,) if len(stack) == 1 else stack.unbind()
+    return (stack,) if stack.shape[0] == 1 else stack.unbind()
 
 
 def stacked(members: Sequence[Tensor]) -> Tensor:
@@ -292,7 +356,7 @@ def unit_stack(shape: torch.Size, like: Tensor) -> Tensor:
 
 def dot_stacks(u: Tensor, xdot: Tensor) -> Tensor:
     """``sum_k u^k xdot^k``, elementwise: a fresh tensor ``[B, ...]``."""
-    return u[0] * xdot[0] if len(u) == 1 else (u * xdot).sum(0)
+    return u[0] * xdot[0] if u.shape[0] == 1 else (u * xdot).sum(0)
 
 
 def at_least_single(dtype: torch.dtype) -> torch.dtype:
@@ -314,6 +378,6 @@ def laid_out(tensor: Tensor, shape: torch.Size, strides: tuple[int, ...]) -> Ten
     """Values ``[B, ...]`` or a stack ``[K, B, ...]`` of them, each member with these strides, without gaps."""
     stacked = tensor.dim() > len(shape)
     wanted = (math.prod(shape), *strides) if stacked else strides  # `numel` would make a symbolic size constant
-    if tensor.stride() == wanted or (stacked and len(tensor) == 1 and tensor.stride()[1:] == strides):
+    if tensor.stride() == wanted or (stacked and tensor.shape[0] == 1 and tensor.stride()[1:] == strides):
         return tensor
     return torch.empty_strided(tensor.shape, wanted, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

@@ -140,6 +140,8 @@ def is_real(argument) -> bool:
 def settle(target: Callable, arguments: tuple, keywords: dict) -> tuple[Callable, list[Plain | Value]]:
     """``target(x, *arguments, **keywords)`` as a function of x and of what the arguments hold; and what that is."""
     held = list(dict.fromkeys(collect((Plain, Value), (arguments, keywords))))
+    if not held:
+        return lambda x: target(x, *arguments, **keywords), held
 
     def settled(x, *extras):
         filled, filled_keywords = fill((arguments, keywords), dict(zip(held, extras, strict=True)))

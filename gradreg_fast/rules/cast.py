@@ -100,8 +100,11 @@ class CastGradients(NodeGradients):
     def add(self, position, gradient):
         self._gradients.add(position, lambda: gradient().to(self._parameters[position].dtype))
 
-    def add_product(self, position, left, right):
-        self.add(position, lambda: left.t().mm(right))
+    def add_product(self, position, left, right, shape=None):
+        self.add(position, lambda: left.t().mm(right).view(self._parameters[position].shape))
+
+    def add_over_batch(self, position, product, later):
+        self.add(position, product.evaluate)
 
 
 def is_floating(operand: object) -> bool:

@@ -155,7 +155,7 @@ def getitem(input, index):
     parameters, plains = (list(dict.fromkeys(collect(kind, items))) for kind in (Parameter, Plain))
 
     def settled(x, *given):
-        return fill(items, dict(zip((*parameters, *plains), given, strict=True)))
+        return fill(items, dict(zip((*parameters, *plains), given, strict=True))) if given else items
 
     return Call(Index(settled, lambda dims: touches_batch(items, dims)), (input,), parameters, plains)
 

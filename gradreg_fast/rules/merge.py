@@ -197,13 +197,13 @@ def unbroadcast(stack: Tensor, shape: torch.Size) -> Tensor:
     surplus = stack.dim() - 1 - len(shape)
     if surplus:
         stack = stack.sum(list(range(1, 1 + surplus)))
-    return stack.sum_to_size(len(stack), *shape)
+    return stack.sum_to_size(stack.shape[0], *shape)
 
 
 def broadcastable(stack: Tensor, dims: int) -> Tensor:
     """A stack ``[K, *shape]`` with ones after K, so that it broadcasts as ``shape`` does in `dims` dimensions."""
     missing = dims - stack.dim() + 1
-    return stack.reshape(len(stack), *(1,) * missing, *stack.shape[1:]) if missing else stack
+    return stack.reshape(stack.shape[0], *(1,) * missing, *stack.shape[1:]) if missing else stack
 
 
 @function("contiguous", "clone", torch.clone)

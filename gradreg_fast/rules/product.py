@@ -123,7 +123,7 @@ class MatrixProduct(Multilinear):
     def replaced(self, operands, j, xdot, shape):
         matrices = [as_matrix(operand, i) for i, operand in enumerate(operands)]
         matrices[j] = broadcastable(as_matrix(xdot, j, 1), max(matrix.dim() for matrix in matrices))
-        return torch.matmul(*matrices).reshape(len(xdot), *shape)
+        return torch.matmul(*matrices).reshape(xdot.shape[0], *shape)
 
     def flops(self, parameters, shape, inputs):
         first = parameters[0].shape if self.places[0] else inputs[0]
@@ -131,22 +131,22 @@ class MatrixProduct(Multilinear):
 
     def transposed(self, operands, j, u):
         a, b = (as_matrix(operand, i) for i, operand in enumerate(operands))
-        u = u.reshape(len(u), *u.shape[1 : 1 + max(a.dim(), b.dim()) - 2], a.shape[-2], b.shape[-1])
+        u = u.reshape(u.shape[0], *u.shape[1 : 1 + max(a.dim(), b.dim()) - 2], a.shape[-2], b.shape[-1])
         if j == 0:
-            return unbroadcast(u @ b.mT, a.shape).reshape(len(u), *operands[0].shape)
-        if b.dim() == 2 and len(u) == 1:  # one product over all rows
+            return unbroadcast(u @ b.mT, a.shape).reshape(u.shape[0], *operands[0].shape)
+        if b.dim() == 2 and u.shape[0] == 1:  # one product over all rows
             return (a.reshape(-1, a.shape[-1]).mT @ u.reshape(-1, u.shape[-1])).reshape(1, *operands[1].shape)
-        return unbroadcast(a.mT @ u, b.shape).reshape(len(u), *operands[1].shape)
+        return unbroadcast(a.mT @ u, b.shape).reshape(u.shape[0], *operands[1].shape)
 
     def crossed(self, operands, j, u, i, xdot):
         a, b = (as_matrix(operand, k) for k, operand in enumerate(operands))
         dims = max(a.dim(), b.dim())
         xdot = broadcastable(as_matrix(xdot, i, 1), dims)
-        u = u.reshape(len(u), *u.shape[1 : dims - 1], a.shape[-2], b.shape[-1])
+        u = u.reshape(u.shape[0], *u.shape[1 : dims - 1], a.shape[-2], b.shape[-1])
         if j == 1 and b.dim() == 2:
             return (xdot.reshape(-1, a.shape[-1]).mT @ u.reshape(-1, u.shape[-1])).reshape(operands[1].shape)
         product = u @ xdot.mT if j == 0 else xdot.mT @ u
-        product = product if len(product) == 1 else product.sum(0, keepdim=True)
+        product = product if product.shape[0] == 1 else product.sum(0, keepdim=True)
         return unbroadcast(product, (a, b)[j].shape).reshape(operands[j].shape)
 
 

@@ -147,8 +147,8 @@ class To(Rule):
 def reshape_stack(stack: Tensor, shape: torch.Size) -> Tensor:
     """A stack ``[K, *any]`` as ``[K, *shape]``; rows that samples share stay shared where the batch stays first."""
     if stack.shape[1] == shape[0] and shared_rows(stack):
-        return stack[:, :1].reshape(len(stack), 1, *shape[1:]).expand(len(stack), *shape)
-    return stack.reshape(len(stack), *shape)
+        return stack[:, :1].reshape(stack.shape[0], 1, *shape[1:]).expand(stack.shape[0], *shape)
+    return stack.reshape(stack.shape[0], *shape)
 
 
 def inverse_of(order: Sequence[int]) -> list[int]:

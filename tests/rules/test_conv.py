@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 import gradreg_fast
-from tests.parity import assert_layer, assert_primitives, is_opaque
+from tests.parity import assert_layer, assert_primitives, compare, evaluate, is_opaque, value_and_vjp
 
 pytestmark = pytest.mark.usefixtures("float64", "each_backend")
 
@@ -47,6 +47,11 @@ def test_options(options):
 
     assert not is_opaque(nn.Sequential(make()))
     assert_layer(make, (4, 7, 6))
+
+
+@pytest.mark.parametrize("options", ["padding", "everything but groups", "two dilations", "stride and padding"])
+def test_depthwise_on_small_images(options):
+    assert_layer(lambda: nn.Conv2d(4, 4, **{"kernel_size": 3, **OPTIONS[options], "groups": 4}), (4, 3, 4))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 7)])
@@ -116,6 +121,33 @@ def test_functional_same_padding_is_left_to_autograd():
 def test_one_dimension(make):
     model = nn.Sequential(nn.Conv1d(2, 2, 1), nn.Tanh(), make(), nn.Tanh(), nn.Flatten(), nn.Linear(15, 2))
     assert_primitives(model, torch.randn(3, 2, 5))
+
+
+@pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.Tanh])
+def test_weights_larger_than_images(activation):
+    """Products of weights that wait for each other: of two sizes of images, of one, and of a penalty alone."""
+    twice = nn.Conv2d(12, 12, 3, padding=1)
+    layers = nn.Conv2d(2, 12, 3), activation(), twice, activation(), nn.MaxPool2d(2, 1), twice, activation(), twice
+    assert_primitives(nn.Sequential(*layers), torch.randn(2, 2, 4, 4))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_layouts_in_single_precision(bias, outputs):
+    """Kernels that are their stride, which are products, beside large weights, which keep their images' layout."""
+
+    def conv(*settings, **options):
+        return nn.Conv2d(*settings, bias=bias, **options)
+
+    ends = conv(2, 8, 1), conv(8, 8, (2, 3), (2, 3)), conv(8, 8, 2, 2), nn.Flatten(), nn.Linear(16, outputs)
+    model = nn.Sequential(ends[0], nn.LeakyReLU(), conv(8, 40, 3, padding=1), conv(40, 8, 3, padding=1), *ends[1:])
+    for x in (
+        torch.randn(2, 2, 4, 14),
+        torch.randn(2, 4, 14, 2).permute(0, 3, 1, 2),
+        torch.randn(2, 2, 8, 14)[:, :, ::2],
+    ):
+        found = [evaluate(each, model.float(), [x.float()]) for each in (gradreg_fast.value_and_vjp, value_and_vjp)]
+        compare(*found, rtol=1e-4, floor=1e-5)
 
 
 def test_no_batch_dimension_is_an_error():
