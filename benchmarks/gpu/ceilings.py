@@ -253,7 +253,7 @@ def sweeps(graph: Graph, node: Node, x: Tensor, u: Tensor, xdot: Tensor, d: Tens
     second = None if rule.curvature_free else (w,)
 
     def gradients():
-        return NodeGradients([None] * len(parameters), range(len(parameters)), [True] * len(parameters))
+        return NodeGradients([None] * len(parameters), range(len(parameters)), [True] * len(parameters), {})
 
     return {
         "forward": lambda: rule.forward((x,), parameters, extras),

@@ -6,6 +6,7 @@ element belongs to one of the kernel's cells or to none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -21,7 +22,7 @@ def is_faster(u: Tensor, x: Tensor, weight: Tensor, groups: int) -> bool:
     """Whether `weight_gradient` is ahead of PyTorch's for this convolution."""
     if not (x.device.type == "cpu" and x.dim() == 4 and groups == len(weight) == x.shape[1] and has_numbers(u)):
         return False
-    return u[0, 0].numel() * x[0, 0].numel() <= MOST_PAIRS * weight[0].numel()
+    return math.prod(u.shape[2:]) * math.prod(x.shape[2:]) <= MOST_PAIRS * weight[0].numel()
 
 
 def weight_gradient(
