@@ -26,7 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-import gradreg_fast.backend  # noqa: F401  (the package has a class of this name)
+from gradreg_fast.backend import WIDEST_TOGETHER
+from gradreg_fast.mlp import widest
 
 from ..cases import CASES, Case
 from ..peers import Autograd, GradregFast, Peer
@@ -39,7 +40,6 @@ LAUNCH = 5e-6  # seconds of the host for a launch from eager PyTorch: assumed
 
 FREE = ("empty", "new_empty", "_unsafe_view", "detach", "squeeze_")  # beginnings of the names of what launches nothing
 LAUNCHES = {"norm_project": 3, "norm_meet": 3, "layer_norm_project": 2, "layer_norm_meet": 2}  # as csrc/cuda has them
-TOGETHER = 128  # as in gradreg_fast.backend: wider networks have a launch a layer and sweep
 
 
 class Counter(TorchDispatchMode):
@@ -75,7 +75,7 @@ class Counter(TorchDispatchMode):
 def _of_mlp(name, args, results):
     """Launches, bytes beside those of operands and results, and operations of a pair of sweeps."""
     x, weights = args[0], next(a for a in args if isinstance(a, (list, tuple)) and a and isinstance(a[0], Tensor))
-    wide = max(max(weight.shape) for weight in weights) > TOGETHER
+    wide = widest(weights) > WIDEST_TOGETHER[x.dtype]  # which has a launch a layer and sweep
     stack = args[9] if name == "mlp_forward_pull" else args[8]
     products = 2.0 * len(x) * sum(weight.numel() for weight in weights) * (1 + stack)
     if name == "mlp_forward_pull":
@@ -95,7 +95,7 @@ def _bytes(tensor):
 @contextmanager
 def planned_for_an_h100() -> Iterator[None]:
     """Let the planner take device "meta" for a GPU with compiled kernels."""
-    backend = sys.modules["gradreg_fast.backend"]
+    backend = sys.modules["gradreg_fast.backend"]  # the package has a class of this name
     library, reason = backend.library()
     if library is None:
         raise RuntimeError(f"operations can only be counted where they are compiled: {reason}")
