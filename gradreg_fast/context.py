@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import wraps
+from itertools import chain, islice
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 
 from gradreg_fast.engine import Linearization
+from gradreg_fast.graph import Graph
 from gradreg_fast.rules.base import is_channels_last
 
 TWICE = (
@@ -123,45 +126,75 @@ def restore(ctx) -> tuple:
     return state
 
 
-class _Place:
-    """Stands for a saved tensor."""
+class _Place(int):
+    """Stands for the saved tensor with this number."""
 
-    __slots__ = ("index",)
-
-    def __init__(self, index: int) -> None:
-        self.index = index
+    __slots__ = ()
 
 
+class _Linearization(NamedTuple):
+    """A `Linearization` whose tensors are saved; `counts`: how many things each node keeps, -1 for no node."""
+
+    graph: Graph
+    shapes: list
+    like: Tensor
+    counts: list[int]
+    state: tuple
+
+
+_TENSORS = {Tensor, nn.Parameter}
 _PLAIN = {bool, int, float, slice, type(None), torch.Size, torch.dtype}  # nothing to save in them
+
+
+def _place_of(tensor: Tensor, tensors: list[Tensor], places: dict[int, _Place]) -> _Place:
+    place = places.get(id(tensor))
+    if place is None:
+        place = places[id(tensor)] = _Place(len(tensors))
+        tensors.append(tensor)
+    return place
 
 
 def _flatten(item, tensors: list[Tensor], places: dict[int, _Place]):
     kind = type(item)
-    if isinstance(item, Tensor):
-        place = places.get(id(item))
-        if place is None:
-            place = places[id(item)] = _Place(len(tensors))
-            tensors.append(item)
-        return place
     if kind is tuple or kind is list:
-        return kind([m if type(m) in _PLAIN else _flatten(m, tensors, places) for m in item])
+        return kind(
+            [
+                m if type(m) in _PLAIN
+                else _place_of(m, tensors, places) if type(m) in _TENSORS
+                else _flatten(m, tensors, places)
+                for m in item
+            ]
+        )  # fmt: skip
+    if isinstance(item, Tensor):
+        return _place_of(item, tensors, places)
     if kind is dict:
-        return {key: _flatten(member, tensors, places) for key, member in item.items()}
+        return dict(zip(item, _flatten([*item.values()], tensors, places), strict=True))
     if kind is Linearization:
-        nested = (_flatten(item.tensors, tensors, places), _flatten(item.saved, tensors, places))
-        return Linearization(item.graph, *nested, item.shapes, item.like, _flatten(item.x, tensors, places))
+        counts = [-1 if saved is None else len(saved) for saved in item.saved]
+        members = [*chain.from_iterable(filter(None, item.saved))]  # of all nodes at once: there may be hundreds
+        state = item.tensors, item.x, members
+        return _Linearization(item.graph, item.shapes, item.like, counts, _flatten(state, tensors, places))
     return item
 
 
 def _unflatten(item, tensors: tuple[Tensor, ...]):
     kind = type(item)
     if kind is _Place:
-        return tensors[item.index]
+        return tensors[item]
     if kind is tuple or kind is list:
-        return kind([m if type(m) in _PLAIN else _unflatten(m, tensors) for m in item])
+        return kind(
+            [
+                m if type(m) in _PLAIN
+                else tensors[m] if type(m) is _Place
+                else _unflatten(m, tensors)
+                for m in item
+            ]
+        )  # fmt: skip
     if kind is dict:
-        return {key: _unflatten(member, tensors) for key, member in item.items()}
-    if kind is Linearization:
-        nested = (_unflatten(item.tensors, tensors), _unflatten(item.saved, tensors))
-        return Linearization(item.graph, *nested, item.shapes, item.like, _unflatten(item.x, tensors))
+        return dict(zip(item, _unflatten([*item.values()], tensors), strict=True))
+    if kind is _Linearization:
+        of_slots, x, members = _unflatten(item.state, tensors)
+        members = iter(members)
+        saved = [None if count < 0 else tuple(islice(members, count)) for count in item.counts]
+        return Linearization(item.graph, of_slots, saved, item.shapes, item.like, x)
     return item

@@ -22,6 +22,9 @@ from torch import Tensor
 from gradreg_fast.graph import Graph, Node
 from gradreg_fast.rules.base import BatchProduct, NodeGradients, add_values
 
+NO_GRADIENTS = NodeGradients([], (), (), {})
+"""Of a node without parameters."""
+
 
 class Terms:
     """What a backward pass accumulates: parameter gradients and second-order terms of the values' adjoints.
@@ -49,7 +52,7 @@ class Terms:
 
     def of(self, node: Node) -> NodeGradients:
         """The node's view of the parameter gradients."""
-        return NodeGradients(self._totals, node.slots, self.wanted, self._later)
+        return NodeGradients(self._totals, node.slots, self.wanted, self._later) if node.slots else NO_GRADIENTS
 
     def add_second(self, i: int, terms: tuple[Tensor | None, ...]) -> None:
         """Add fresh second-order terms of node i."""
@@ -75,7 +78,9 @@ def linearize(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> tupl
         if node is None:
             continue
         inputs = [values[j] for j in node.inputs]
-        extras = [*[values[j] for j in node.extras], *select(node.updated, tensors)]
+        extras = [values[j] for j in node.extras]
+        if node.updated:
+            extras += select(node.updated, tensors)
         values[i], saved[i] = node.rule.forward(inputs, select(node.slots, tensors), extras)
         shapes[i] = getattr(values[i], "shape", None)
         if i in graph.computed:
@@ -188,7 +193,8 @@ class Linearization:
         Returns:
             The tangent of `top` and what was kept, by node.
         """
-        tangents, kept, dependent, fresh = dict(seeds), {}, self.graph.dependent, set()
+        tangents, kept, fresh = dict(seeds), {}, set()
+        sources, released = self.graph.sources, self.graph.released
         members = len(next(iter(seeds.values())))
         affine = scale is not None and self.x is not None and 0 in seeds
         if affine:
@@ -196,7 +202,7 @@ class Linearization:
         last_meeting = max((i for i in cotangents or () if terms.needs.meeting[i]), default=0)
         for i in range(min(seeds) + 1, (last_meeting if top is None else top) + 1):
             node = self.graph.nodes[i]
-            if i in seeds or not dependent[i] or any(j not in tangents and dependent[j] for j in node.inputs):
+            if i in seeds or not sources[i] or not tangents.keys() >= sources[i]:
                 continue
             rule, parameters = node.rule, self.parameters[i]
             xdots = tuple([tangents[j] if j in tangents else self.zeros(j, members) for j in node.inputs])
@@ -206,7 +212,7 @@ class Linearization:
             further = top is not None or i < last_meeting
             meeting = cotangents is not None and i in cotangents and terms.needs.meeting[i]
             given = self.saved[i], parameters
-            if not meeting and all(j in fresh and j in self.graph.released[i] for j in node.inputs):
+            if not meeting and fresh.issuperset(node.inputs) and set(node.inputs).issubset(released[i]):
                 rule = rule.overwriting
             if affine:
                 if meeting:
@@ -226,7 +232,7 @@ class Linearization:
                     fresh.add(i)
             if final:
                 self.saved[i] = None
-            for j in self.graph.released[i]:
+            for j in released[i]:
                 tangents.pop(j, None)
         return tangents.get(top), kept
 
@@ -240,14 +246,14 @@ class Linearization:
         Returns:
             The input's adjoint, or None where it is zero or nobody asked.
         """
-        needed = terms.needs.adjoint
+        needed, needed_below = terms.needs.adjoint, terms.needs.below
         adjoints, pieces, fresh = dict(adjoints), set(), set()
         for i in range(len(self.graph.nodes) - 1, 0, -1):
             node, d, second = self.graph.nodes[i], adjoints.pop(i, None), terms.second[i]
             terms.second[i] = None
             if not needed[i] or (d is None and second is None):
                 continue
-            further = any(needed[j] for j in node.inputs)
+            further = needed_below[i]
             if further and node.rule.makes_pieces and node.inputs[0] in pieces:
                 total = adjoints[node.inputs[0]].unsqueeze(0)
                 if node.rule.pull_into(self.saved[i], d.unsqueeze(0), total):

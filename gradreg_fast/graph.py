@@ -179,6 +179,11 @@ class Graph:
         return dependent
 
     @cached_property
+    def sources(self) -> list[frozenset[int]]:
+        """For each node, those of its inputs that depend on the network's input."""
+        return [frozenset(j for j in node.inputs if self.dependent[j]) if node else frozenset() for node in self.nodes]
+
+    @cached_property
     def computed(self) -> dict[int, int]:
         """The slots that sweep 1 fills, by value."""
         return {slot.index: number for number, slot in enumerate(self.slots) if isinstance(slot, Computed)}
@@ -284,15 +289,15 @@ class Graph:
         """What a backward pass has to do for these gradients; the same object for the same question."""
         key = (wanted, x_wanted)
         if key not in self._needs:
-            adjoint, meeting = [False] * len(self.nodes), [False] * len(self.nodes)
+            adjoint, below, meeting = ([False] * len(self.nodes) for _ in range(3))
             adjoint[0] = x_wanted
             for i, node in enumerate(self.nodes):
                 if node:
                     own = any(slot is not None and wanted[slot] for slot in node.slots)
-                    below = any(adjoint[j] for j in node.inputs)
-                    adjoint[i] = own or below
-                    meeting[i] = own or (below and not node.rule.curvature_free)
-            self._needs[key] = Needs(adjoint, meeting)
+                    below[i] = any(adjoint[j] for j in node.inputs)
+                    adjoint[i] = own or below[i]
+                    meeting[i] = own or (below[i] and not node.rule.curvature_free)
+            self._needs[key] = Needs(adjoint, below, meeting)
         return self._needs[key]
 
 
@@ -302,10 +307,12 @@ class Needs:
 
     Attributes:
         adjoint: for each value, whether its adjoint leads to a wanted gradient.
+        below: for each node, whether the adjoint of any of its inputs does.
         meeting: for each node, whether its tangent and cotangent have something to leave behind.
     """
 
     adjoint: list[bool]
+    below: list[bool]
     meeting: list[bool]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -26,14 +28,16 @@ class Snapshot:
 
     def outdated(self) -> bool:
         """Whether anything is different now."""
-        for reference, kind, size, children, absent, hooks, settings, identities in self.modules:
+        for reference, kind, objects, size, children, absent, hooks, settings, identities in self.modules:
             module = reference()
-            if module is None or type(module) is not kind:
+            if type(module) is not kind:
                 return True
             now = module.__dict__
-            if len(now) != size or [*map(id, now["_modules"].values())] != children or _hooks(module) != hooks:
+            if [*map(id, now["_modules"].values())] != children or _absent(now) != absent or _hooks(module) != hooks:
                 return True
-            if _absent(module) != absent:
+            if [*map(id, now.values())] == objects:
+                continue  # the commonest case, without a look at each
+            if len(now) != size:
                 return True
             for name, value in settings:
                 if now.get(name) != value:
@@ -45,12 +49,14 @@ class Snapshot:
 
     @staticmethod
     def _facts(module: nn.Module) -> tuple:
-        made = reweighted(module)
-        plain = [(name, value) for name, value in module.__dict__.items() if name not in _INTERNAL and name not in made]
+        own, made = module.__dict__, reweighted(module)
+        plain = [(name, value) for name, value in own.items() if name not in _INTERNAL and name not in made]
         identities = [(name, _identity(value)) for name, value in plain if not _is_setting(value)]
+        changing = any(isinstance(value, Tensor) for _, value in plain)
+        objects = None if changing else [*map(id, own.values())]
         children = [*map(id, module._modules.values())]
         known = [*settings(module).items()]
-        return type(module), len(module.__dict__), children, _absent(module), _hooks(module), known, identities
+        return type(module), objects, len(own), children, _absent(own), _hooks(module), known, identities
 
 
 def settings(module: nn.Module) -> dict[str, object]:
@@ -63,9 +69,12 @@ def settings(module: nn.Module) -> dict[str, object]:
     }
 
 
-def _absent(module: nn.Module) -> list[str]:
-    """The parameters and buffers that are None."""
-    return [name for kind in ("_parameters", "_buffers") for name, x in module.__dict__[kind].items() if x is None]
+def _absent(own: dict[str, object]) -> list[bool]:
+    """Which of a module's parameters and buffers, in their order, are None."""
+    return [*map(_is_none, own["_parameters"].values()), *map(_is_none, own["_buffers"].values())]
+
+
+_is_none = partial(operator.is_, None)
 
 
 def _is_setting(value) -> bool:

@@ -32,7 +32,7 @@ from gradreg_fast.rules.registry import (
     Value,
     collect,
     entry_of,
-    fill,
+    filling,
 )
 from gradreg_fast.signature import Signature
 from gradreg_fast.sizes import Made, Sizes
@@ -395,7 +395,7 @@ class _Converter:
             if plain not in self.computed:
                 self.computed[plain] = self.slot(Computed(plain.index))
         if plains:
-            yield fill((arguments, keywords), self.computed)
+            yield filling((arguments, keywords), [*self.computed])([*self.computed.values()])
 
     def call(self, node: fx.Node):
         arguments = _replace(node.args, self.environment)
@@ -434,10 +434,10 @@ class _Converter:
                 module = self.root.get_submodule(node.target)
                 return self.opaque_module(node, module, reason, arguments, keywords)
             return self.opaque(node, reason, _callable(node), arguments, keywords)
-        function = self.callable(node)
+        function, fill = self.callable(node), filling((arguments, keywords), parameters)
 
         def compute(*tensors):
-            filled, filled_keywords = fill((arguments, keywords), dict(zip(parameters, tensors, strict=True)))
+            filled, filled_keywords = fill(tensors)
             if fresh:
                 filled = (filled[0].clone(), *filled[1:])
             return function(*filled, **filled_keywords)
@@ -505,10 +505,10 @@ class _Converter:
         values, plains, parameters = (
             list(dict.fromkeys(collect(kind, (arguments, keywords)))) for kind in (Value, Plain, Parameter)
         )
-        sources = [*values, *plains, *parameters]
+        fill = filling((arguments, keywords), [*values, *plains, *parameters])
 
         def compute(*extras):
-            filled, filled_keywords = fill((arguments, keywords), dict(zip(sources, extras, strict=True)))
+            filled, filled_keywords = fill(extras)
             return function(*filled, **filled_keywords)
 
         slots = tuple(parameter.slot for parameter in parameters)
@@ -552,11 +552,11 @@ class _Converter:
         may_mutate = mutates or node.op == "call_module"
         read_later = [] if mutates else [x for x in node.all_input_nodes if self.is_read_after(x, node)]
         kept = [i for i, x in enumerate(values) if any(self.environment[later] == x for later in read_later)]
+        fill = filling((arguments, keywords), [*values, *parameters, *plains])
 
         def run(inputs, tensors, extras):
             inputs = [x.clone() if may_mutate else x for x in inputs[: len(values)]]
-            table = dict(zip((*values, *parameters, *plains), (*inputs, *tensors, *extras), strict=True))
-            filled, filled_keywords = fill((arguments, keywords), table)
+            filled, filled_keywords = fill((*inputs, *tensors, *extras))
             y = function(*filled, **filled_keywords)
             if may_mutate and any(inputs[i]._version for i in kept):
                 raise RuntimeError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Number
+from operator import itemgetter
 
 from torch import nn
 
@@ -142,9 +143,10 @@ def settle(target: Callable, arguments: tuple, keywords: dict) -> tuple[Callable
     held = list(dict.fromkeys(collect((Plain, Value), (arguments, keywords))))
     if not held:
         return lambda x: target(x, *arguments, **keywords), held
+    fill = filling((arguments, keywords), held)
 
     def settled(x, *extras):
-        filled, filled_keywords = fill((arguments, keywords), dict(zip(held, extras, strict=True)))
+        filled, filled_keywords = fill(extras)
         return target(x, *filled, **filled_keywords)
 
     return settled, held
@@ -163,12 +165,17 @@ def collect(kind: type | tuple[type, ...], nested):
         yield from collect(kind, [nested.start, nested.stop, nested.step])
 
 
-def fill(nested, values: dict):
-    """Nested tuples, lists, slices and dictionaries with the keys of `values` replaced."""
+def filling(nested, held: Sequence) -> Callable[[Sequence], object]:
+    """A function of values that returns nested tuples, lists, slices and dictionaries with these for what is held."""
+    if isinstance(nested, (Value, Parameter, Plain)):
+        return itemgetter(held.index(nested)) if nested in held else lambda values: nested
     if isinstance(nested, (tuple, list)):
-        return type(nested)(fill(member, values) for member in nested)
+        kind, parts = type(nested), [filling(member, held) for member in nested]
+        return lambda values: kind([part(values) for part in parts])
     if isinstance(nested, dict):
-        return {key: fill(member, values) for key, member in nested.items()}
+        named = {key: filling(member, held) for key, member in nested.items()}
+        return lambda values: {key: part(values) for key, part in named.items()}
     if isinstance(nested, slice):
-        return slice(*(fill(member, values) for member in (nested.start, nested.stop, nested.step)))
-    return values.get(nested, nested) if isinstance(nested, (Value, Parameter, Plain)) else nested
+        bounds = filling((nested.start, nested.stop, nested.step), held)
+        return lambda values: slice(*bounds(values))
+    return lambda values: nested

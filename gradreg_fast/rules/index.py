@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from gradreg_fast.rules.base import Rule, has_numbers
-from gradreg_fast.rules.call import Call, Parameter, Plain, Several, collect, fill, function, settle
+from gradreg_fast.rules.call import Call, Parameter, Plain, Several, collect, filling, function, settle
 from gradreg_fast.rules.merge import broadcastable, unbroadcast
-from gradreg_fast.rules.shape import LinearMap, inverse_of, permute_stack
+from gradreg_fast.rules.shape import LinearMap, behind_first, inverse_of
 
 
 class Index(Rule):
@@ -43,8 +43,8 @@ class Index(Rule):
         shape, index, *rows = saved
         if len(rows) > 1:
             return (add_rows(u, shape, *rows),)
-        pulled = u.new_zeros(len(u), *(shape[dim] for dim in rows[0]))  # in the order of x in memory
-        pulled = permute_stack(pulled, inverse_of(rows[0]))
+        pulled = u.new_zeros(u.shape[0], *[shape[dim] for dim in rows[0]])  # in the order of x in memory
+        pulled = pulled.permute(behind_first(inverse_of(rows[0])))
         pulled[index] = u
         return (pulled,)
 
@@ -153,9 +153,10 @@ def getitem(input, index):
     if any(isinstance(item, bool) or not isinstance(item, allowed) for item in items):
         return "its index has no rule"
     parameters, plains = (list(dict.fromkeys(collect(kind, items))) for kind in (Parameter, Plain))
+    fill = filling(items, [*parameters, *plains])
 
     def settled(x, *given):
-        return fill(items, dict(zip((*parameters, *plains), given, strict=True))) if given else items
+        return fill(given) if given else items
 
     return Call(Index(settled, lambda dims: touches_batch(items, dims)), (input,), parameters, plains)
 
@@ -192,9 +193,10 @@ def select(input, dim, index):
 @function(torch.narrow, "narrow")
 def narrow(input, dim, start, length):
     plains = [item for item in (start, length) if isinstance(item, Plain)]
+    fill = filling((start, length), plains)
 
     def settled(x, at, *extras):
-        first, count = fill((start, length), dict(zip(plains, extras, strict=True)))
+        first, count = fill(extras)
         first = first if first >= 0 else first + x.shape[at]
         return slice(first, first + count)
 
@@ -277,9 +279,8 @@ def triangle(part: Callable, input, diagonal):
 def repeat(input, *sizes):
     sizes = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
     plains = list(dict.fromkeys(collect(Plain, (sizes,))))
-    return Call(
-        Repeat(lambda *extras: fill(tuple(sizes), dict(zip(plains, extras, strict=True)))), (input,), (), plains
-    )
+    fill = filling(tuple(sizes), plains)
+    return Call(Repeat(lambda *extras: fill(extras)), (input,), (), plains)
 
 
 @function(torch.repeat_interleave, "repeat_interleave")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,10 +22,10 @@ class Linear(Rule):
         return functional.linear(x, weight, bias), (x,)
 
     def pull(self, saved, parameters, u):
-        return (by_rows(lambda rows: rows.matmul(parameters[0]), u),)
+        return (by_rows(torch.matmul, u, parameters[0]),)
 
     def push(self, saved, parameters, xdots):
-        return by_rows(lambda rows: functional.linear(rows, parameters[0]), xdots[0])
+        return by_rows(functional.linear, xdots[0], parameters[0])
 
     def adjoint(self, saved, parameters, d, second):
         return (None if d is None else d.matmul(parameters[0]),)
@@ -35,8 +36,9 @@ class Linear(Rule):
 
     def gradient(self, saved, parameters, d, gradients):
         (x,) = saved
-        gradients.add_product(0, d.flatten(0, -2), x.flatten(0, -2))
-        gradients.add(1, lambda: d.flatten(0, -2).sum(0))
+        rows = d.flatten(0, -2)
+        gradients.add_product(0, rows, x.flatten(0, -2))
+        gradients.add(1, lambda: rows.sum(0))
 
     def proportional(self, saved, parameters, u, xdots, scale, gradients):
         self.affine_gradient(saved, parameters, u, (add_values(xdots[0], scale, saved[0]),), scale, gradients)
@@ -55,9 +57,9 @@ class Linear(Rule):
         return 2 * shape.numel() * parameters[0].shape[1]
 
 
-def by_rows(function: Callable[[Tensor], Tensor], stack: Tensor) -> Tensor:
-    """`map_rows` of a function that takes rows in any shape."""
-    return map_rows(function, stack) if shared_rows(stack) else function(stack)
+def by_rows(function: Callable[[Tensor, Tensor], Tensor], stack: Tensor, weight: Tensor) -> Tensor:
+    """`map_rows` of a function of rows, in any shape, and a weight."""
+    return map_rows(lambda rows: function(rows, weight), stack) if shared_rows(stack) else function(stack, weight)
 
 
 def add_stacked_product(gradients, u: Tensor, xdot: Tensor) -> None:

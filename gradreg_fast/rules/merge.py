@@ -55,7 +55,7 @@ class AddParameter(Rule):
 
     def push(self, saved, parameters, xdots):
         xdot = xdots[0] if self.factor == 1 else xdots[0] * self.factor
-        return broadcastable(xdot, len(saved[1])).expand(len(xdot), *saved[1])
+        return broadcastable(xdot, len(saved[1])).expand(xdot.shape[0], *saved[1])
 
     def gradient(self, saved, parameters, d, gradients):
         gradients.add(0, lambda: unbroadcast(d.unsqueeze(0), parameters[0].shape)[0] * self.share)

@@ -96,4 +96,11 @@ def _constants(saved: tuple, weight: Tensor | None) -> tuple[Tensor | None, ...]
     """x, and mean, inverse and weight in the precision that kernels compute in."""
     x, *statistics = saved
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x, *(None if tensor is None else tensor.to(wide).contiguous() for tensor in (*statistics, weight))
+    return x, *[_as(wide, tensor) for tensor in (*statistics, weight)]
+
+
+def _as(dtype: torch.dtype, tensor: Tensor | None) -> Tensor | None:
+    """The tensor in a dtype, contiguous; most are."""
+    if tensor is None or (tensor.dtype == dtype and tensor.is_contiguous()):
+        return tensor
+    return tensor.to(dtype).contiguous()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradreg_fast.rules.base import shaped
-from gradreg_fast.rules.call import Call, Plain, collect, fill, function, module
+from gradreg_fast.rules.call import Call, Plain, collect, filling, function, module
 from gradreg_fast.rules.shape import LinearMap
 
 aten = torch.ops.aten
@@ -68,10 +68,7 @@ TRANSPOSES = {
 def pad(input, pad, mode="constant", value=None):
     plains = list(dict.fromkeys(collect(Plain, (pad,))))
     if plains and mode == "constant" and not value:
-
-        def around(extras):
-            return fill(tuple(pad), dict(zip(plains, extras, strict=True)))
-
+        around = filling(tuple(pad), plains)
         rule = LinearMap(
             lambda x, *extras: functional.pad(x, around(extras)),
             lambda u, shape, *extras: crop(u, shape, around(extras)),

@@ -30,7 +30,8 @@ class Multilinear(Rule):
 
     def __init__(self, places: Sequence[bool]) -> None:
         self.places = tuple(places)
-        self.curvature_free = self.places.count(False) < 2
+        self.values, self.constants = ([j for j, place in enumerate(places) if place == kind] for kind in (False, True))
+        self.curvature_free = len(self.values) < 2
 
     def value(self, operands: Sequence[Tensor]) -> Tensor:
         """``y``."""
@@ -54,39 +55,35 @@ class Multilinear(Rule):
 
     def pull(self, saved, parameters, u):
         operands = self._operands(saved, parameters)
-        return tuple(self.transposed(operands, j, u) for j in self._inputs())
+        return tuple([self.transposed(operands, j, u) for j in self.values])
 
     def push(self, saved, parameters, xdots):
         operands, shape = self._operands(saved, parameters), saved[-1]
-        parts = [self.replaced(operands, j, xdot, shape) for j, xdot in zip(self._inputs(), xdots, strict=True)]
-        return sum(parts[1:], parts[0])
+        first, *others = [self.replaced(operands, *pair, shape) for pair in zip(self.values, xdots, strict=True)]
+        return sum(others, first)
 
     def curvature(self, saved, parameters, u, xdots, gradients):
         operands = self._operands(saved, parameters)
-        tangents = dict(zip(self._inputs(), xdots, strict=True))
+        tangents = dict(zip(self.values, xdots, strict=True))
 
         def crossings(j: int) -> Tensor | None:
             parts = [self.crossed(operands, j, u, i, xdot) for i, xdot in tangents.items() if i != j]
             return sum(parts[1:], parts[0]) if parts else None
 
-        for position, j in enumerate(self._parameters()):
+        for position, j in enumerate(self.constants):
             gradients.add(position, lambda j=j: crossings(j))
-        return tuple(crossings(j) for j in self._inputs())
+        return tuple([crossings(j) for j in self.values])
 
     def gradient(self, saved, parameters, d, gradients):
         operands = self._operands(saved, parameters)
-        for position, j in enumerate(self._parameters()):
+        for position, j in enumerate(self.constants):
             gradients.add(position, lambda j=j: self.transposed(operands, j, d.unsqueeze(0)).squeeze(0))
 
-    def _operands(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+    def _operands(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+        if not self.constants:
+            return inputs[: len(self.places)]
         values, constants = iter(inputs), iter(parameters)
         return [next(constants) if place else next(values) for place in self.places]
-
-    def _inputs(self) -> list[int]:
-        return [j for j, place in enumerate(self.places) if not place]
-
-    def _parameters(self) -> list[int]:
-        return [j for j, place in enumerate(self.places) if place]
 
 
 class Product(Multilinear):
@@ -106,7 +103,7 @@ class Product(Multilinear):
         operands = self._operands(saved, parameters)
         if d is None or second is None or any(operand.shape != d.shape for operand in operands):
             return super().adjoint(saved, parameters, d, second)
-        others = (operands[1 - j] for j in self._inputs())
+        others = (operands[1 - j] for j in self.values)
         return [d * other if s is None else s.addcmul_(d, other) for s, other in zip(second, others, strict=True)]
 
     def crossed(self, operands, j, u, i, xdot):
@@ -121,8 +118,8 @@ class MatrixProduct(Multilinear):
         return torch.matmul(*operands)
 
     def replaced(self, operands, j, xdot, shape):
-        matrices = [as_matrix(operand, i) for i, operand in enumerate(operands)]
-        matrices[j] = broadcastable(as_matrix(xdot, j, 1), max(matrix.dim() for matrix in matrices))
+        matrices = as_matrices(*operands)
+        matrices[j] = broadcastable(as_matrix(xdot, j, 1), dims_of(matrices))
         return torch.matmul(*matrices).reshape(xdot.shape[0], *shape)
 
     def flops(self, parameters, shape, inputs):
@@ -130,8 +127,8 @@ class MatrixProduct(Multilinear):
         return 2 * shape.numel() * first[-1]
 
     def transposed(self, operands, j, u):
-        a, b = (as_matrix(operand, i) for i, operand in enumerate(operands))
-        u = u.reshape(u.shape[0], *u.shape[1 : 1 + max(a.dim(), b.dim()) - 2], a.shape[-2], b.shape[-1])
+        a, b = matrices = as_matrices(*operands)
+        u = u.reshape(u.shape[0], *u.shape[1 : dims_of(matrices) - 1], a.shape[-2], b.shape[-1])
         if j == 0:
             return unbroadcast(u @ b.mT, a.shape).reshape(u.shape[0], *operands[0].shape)
         if b.dim() == 2 and u.shape[0] == 1:  # one product over all rows
@@ -139,8 +136,8 @@ class MatrixProduct(Multilinear):
         return unbroadcast(a.mT @ u, b.shape).reshape(u.shape[0], *operands[1].shape)
 
     def crossed(self, operands, j, u, i, xdot):
-        a, b = (as_matrix(operand, k) for k, operand in enumerate(operands))
-        dims = max(a.dim(), b.dim())
+        a, b = matrices = as_matrices(*operands)
+        dims = dims_of(matrices)
         xdot = broadcastable(as_matrix(xdot, i, 1), dims)
         u = u.reshape(u.shape[0], *u.shape[1 : dims - 1], a.shape[-2], b.shape[-1])
         if j == 1 and b.dim() == 2:
@@ -263,6 +260,17 @@ def as_matrix(operand: Tensor, position: int, stacked: int = 0) -> Tensor:
     if operand.dim() - stacked > 1:
         return operand
     return operand.unsqueeze(-1 if position else -2)
+
+
+def as_matrices(left: Tensor, right: Tensor) -> list[Tensor]:
+    """Both operands of `torch.matmul`, `as_matrix`."""
+    return [as_matrix(left, 0), as_matrix(right, 1)]
+
+
+def dims_of(matrices: Sequence[Tensor]) -> int:
+    """Of the product of (stacks of) matrices."""
+    left, right = matrices
+    return max(left.dim(), right.dim())
 
 
 def multilinear(rule: type[Multilinear], operands: Sequence, *settings) -> Call:

@@ -40,7 +40,7 @@ from gradreg_fast.rules.call import (
     Value,
     collect,
     entry_of,
-    fill,
+    filling,
 )
 
 FILES = (
@@ -94,7 +94,7 @@ __all__ = [
     "Value",
     "collect",
     "entry_of",
-    "fill",
+    "filling",
     "table",
 ]
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from gradreg_fast.rules.call import Call, Plain, collect, each, fill, function, module, settle
+from gradreg_fast.rules.call import Call, Plain, collect, each, filling, function, module, settle
 from gradreg_fast.rules.shape import LinearMap
 
 aten = torch.ops.aten
@@ -119,9 +119,10 @@ def unfold(input, kernel_size, dilation=1, padding=0, stride=1):
 def fold(input, output_size, kernel_size, dilation=1, padding=0, stride=1):
     settings = kernel_size, dilation, padding, stride
     read = list(dict.fromkeys(collect(Plain, output_size)))
+    fill = filling(output_size, read)
 
     def folded(x, *extras):
-        return functional.fold(x, fill(output_size, dict(zip(read, extras, strict=True))), *settings)
+        return functional.fold(x, fill(extras), *settings)
 
     def unfolded(u, shape, *extras):
         return functional.unfold(u, *settings)

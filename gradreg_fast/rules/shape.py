@@ -54,25 +54,27 @@ class Permute(Rule):
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function = function
-        self._orders: dict[int, tuple[int, ...]] = {}
+        self._orders: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def couples(self, dims):
-        return dims > 0 and self._order(dims)[0] != 0
+        return dims > 0 and self._stack_orders(dims)[0][1] != 1
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
-        return self.function(x), (self._order(x.dim()),)
+        return self.function(x), ()
 
     def pull(self, saved, parameters, u):
-        return (permute_stack(u, inverse_of(saved[0])),)
+        return (u.permute(self._stack_orders(u.dim() - 1)[1]),)
 
     def push(self, saved, parameters, xdots):
-        return permute_stack(xdots[0], saved[0])
+        return xdots[0].permute(self._stack_orders(xdots[0].dim() - 1)[0])
 
-    def _order(self, dims: int) -> tuple[int, ...]:
+    def _stack_orders(self, dims: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A stack's permutation and its inverse."""
         if dims not in self._orders:
             named = torch.empty(1).as_strided([1] * dims, list(range(dims)))  # each dimension's stride is its number
-            self._orders[dims] = self.function(named).stride()
+            order = self.function(named).stride()
+            self._orders[dims] = behind_first(order), behind_first(inverse_of(order))
         return self._orders[dims]
 
 
@@ -159,9 +161,9 @@ def inverse_of(order: Sequence[int]) -> list[int]:
     return inverse
 
 
-def permute_stack(stack: Tensor, order) -> Tensor:
-    """Permute the dimensions behind the first."""
-    return stack.permute(0, *(dim + 1 for dim in order))
+def behind_first(order: Sequence[int]) -> tuple[int, ...]:
+    """A permutation of the dimensions behind the first: for stacks."""
+    return 0, *(dim + 1 for dim in order)
 
 
 def reshaping(target: Callable, input, *arguments, **keywords):
