@@ -25,6 +25,11 @@ from gradreg_fast.undo import undone_on_error
 MOST_GRAPHS = 16  # of one model: a graph for each form of call
 MOST_SIZES = 8  # of these, for inputs of one size each; for other sizes autograd runs the model
 
+_GLOBAL_HOOKS = [
+    getattr(torch.nn.modules.module, f"_global_{kind}")
+    for kind in ("forward_pre_hooks", "forward_hooks", "backward_pre_hooks", "backward_hooks")
+]
+
 _CACHE: weakref.WeakKeyDictionary[nn.Module, tuple[Snapshot, dict[tuple, Graph]]] = weakref.WeakKeyDictionary()
 
 
@@ -205,9 +210,9 @@ def _left_to_autograd() -> str | None:
 
 def _global_hooks() -> bool:
     """Whether somebody set a hook for all modules; PyTorch's own (its FLOP counter's) only watch."""
-    module = torch.nn.modules.module
-    kinds = ("forward_pre_hooks", "forward_hooks", "backward_pre_hooks", "backward_hooks")
-    hooks = [hook for kind in kinds for hook in getattr(module, f"_global_{kind}").values()]
+    if not any(_GLOBAL_HOOKS):
+        return False
+    hooks = [hook for kind in _GLOBAL_HOOKS for hook in kind.values()]
     return any(not getattr(hook, "__module__", "").startswith("torch.") for hook in hooks)
 
 

@@ -160,11 +160,18 @@ class Linearization:
                 kept[i] = meeting
             if meets and terms.needs.meeting[i]:
                 terms.add_second(i, rule.curvature(self.saved[i], parameters, meeting, tangents[i], terms.of(node)))
+            own = rule.fresh and not (keeps and rule.meets_below)
             for j, cotangent in zip(node.inputs, pulled, strict=True):
-                is_fresh = j in cotangents or (rule.fresh and not (keeps and rule.meets_below))
-                (fresh.add if is_fresh else fresh.discard)(j)
-                cotangents[j] = cotangents[j] + cotangent if j in cotangents else cotangent
-                (pieces.add if rule.makes_pieces else pieces.discard)(j)
+                if j in cotangents:
+                    cotangents[j] = cotangents[j] + cotangent
+                    pieces.discard(j)
+                    fresh.add(j)
+                else:
+                    cotangents[j] = cotangent
+                    if own:
+                        fresh.add(j)
+                if rule.makes_pieces:
+                    pieces.add(j)
         return cotangents.get(bottom), kept
 
     def push(
@@ -262,10 +269,18 @@ class Linearization:
             below = rule.descend(self.saved[i], self.parameters[i], d, second, terms.of(node), further)
             self.saved[i] = None
             for j, adjoint in zip(node.inputs, below, strict=True) if further else ():
-                if adjoint is not None and needed[j]:
-                    (fresh.add if j in adjoints or rule.fresh else fresh.discard)(j)
-                    adjoints[j] = adjoints[j] + adjoint if j in adjoints else adjoint
-                    (pieces.add if node.rule.makes_pieces else pieces.discard)(j)
+                if adjoint is None or not needed[j]:
+                    continue
+                if j in adjoints:
+                    adjoints[j] = adjoints[j] + adjoint
+                    pieces.discard(j)
+                    fresh.add(j)
+                else:
+                    adjoints[j] = adjoint
+                    if rule.fresh:
+                        fresh.add(j)
+                if rule.makes_pieces:
+                    pieces.add(j)
         return adjoints.get(0)
 
     def zeros(self, value: int, members: int) -> Tensor:

@@ -97,13 +97,13 @@ class Mlp:
 
     def outputs(self, tensors: Sequence[Tensor | None]) -> int:
         """How many outputs a sample has, or the loss on top of them."""
-        return 1 if self.loss else len(tensors[self.weights[-1]])
+        return 1 if self.loss else tensors[self.weights[-1]].shape[0]
 
     def prefers_gram(self, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
         """Whether ``||g||^2`` is much cheaper from the first layer's Gram matrix, which the kernels do not form."""
         n, d = tensors[self.weights[0]].shape
         saved = planner.swept_flops(x.shape[0], n, d) - planner.gram_flops(x.shape[0], n, d)
-        return self.low is None and current() == "auto" and saved > GRAM_SAVINGS[KERNELS[x.device.type]]
+        return self.low is None and saved > GRAM_SAVINGS[KERNELS[x.device.type]] and current() == "auto"
 
     def stacks_units(self, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
         """Whether ``||J||_F^2`` is one stack through the kernels: on CUDA, with no narrower layer, no closed form."""
@@ -172,7 +172,7 @@ class Mlp:
             return y.to(x.dtype), result if measured else result.to(x.dtype)
         stack = 1 if cotangent is None else len(cotangent)
         if cotangent is not None:
-            cotangent = cotangent.to(x.dtype).reshape(stack, x.shape[0], len(tensors[self.weights[-1]]))
+            cotangent = cotangent.to(x.dtype).reshape(stack, x.shape[0], tensors[self.weights[-1]].shape[0])
         x = self.rows(x)
         if any(map(differentiable, (x, cotangent, *tensors))):
             y, result = _Sweeps.apply(self, measured, offset, x, cotangent, *tensors)
@@ -271,7 +271,7 @@ class Mlp:
             )
         )
         gradients: list[Tensor | None] = [None] * len(wanted)
-        for place, flag in zip((0, 1, *(2 + (slot or 0) for slot in slots)), flags, strict=True):
+        for place, flag in zip((0, 1, *[2 + (slot or 0) for slot in slots]), flags, strict=True):
             if flag:
                 gradients[place] = next(results)
         return gradients
@@ -284,7 +284,7 @@ class Mlp:
 
     def unit_seed(self, weights: Sequence[Tensor], stack: int) -> bool:
         """Whether adjoints are cotangents, scaled: one output, piecewise linear; kept are those of a unit seed."""
-        return self.curvature_free and stack == 1 and len(weights[-1]) == 1
+        return self.curvature_free and stack == 1 and weights[-1].shape[0] == 1
 
     def target_of(self, tensors: Sequence[Tensor | None]) -> Tensor | None:
         """The loss's target as kernels take it: class indices ``[B]`` or values ``[B, n]``."""
@@ -328,10 +328,7 @@ class _Sweeps(torch.autograd.Function):
     def forward(ctx, mlp, measured, offset, x, cotangent, *tensors):
         ctx.set_materialize_grads(False)
         ctx.mlp, ctx.measured, ctx.stack = mlp, measured, 1 if cotangent is None else len(cotangent)
-        ctx.is_tensor = [
-            *(False, False, offset is not None, True, cotangent is not None),
-            *(tensor is not None for tensor in tensors),
-        ]
+        ctx.is_tensor = [False, False, *[tensor is not None for tensor in (offset, x, cotangent, *tensors)]]
         y, g, norms, kept = mlp.forward_pull(x, cotangent, offset, tensors, ctx.stack, keep=True)
         weights = [tensors[slot] for slot in mlp.weights]
         ctx.save_for_backward(x, cotangent, mlp.target_of(tensors), kept, g if measured else None, *weights)
@@ -360,7 +357,8 @@ def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp
     mlp = mlp_of(graph)
     if mlp is None or x.device.type not in KERNELS or x.dtype not in CROSSOVER:
         return None
-    if current() == "torch":
+    choice = current()
+    if choice == "torch":
         return None
     matrices = [tensors[slot] for slot in mlp.weights]
     rows = mlp.rows(x)
@@ -368,12 +366,11 @@ def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp
         return None  # the PyTorch lines say what is wrong
     if mlp.low and (_on_cuda(x) or x.dtype != torch.float32):
         return None  # the kernels compute in float32, as for half precisions on a CPU
-    for tensor in (x, *matrices):
-        if tensor.dtype != x.dtype or not is_plain(tensor):
-            return None
+    if not all(tensor.dtype == x.dtype and is_plain(tensor) for tensor in (x, *matrices)):
+        return None
     if _on_cuda(x) and len(matrices) > MAX_DEPTH_ON_CUDA:
         return None
-    if not insists(x.device) and not worthwhile(x, matrices, mlp.low or x.dtype):
+    if choice != KERNELS[x.device.type] and not worthwhile(x, matrices, mlp.low or x.dtype):
         return None
     return mlp if available(x.device) and mlp.takes_target(x, tensors) else None
 
@@ -397,7 +394,7 @@ def worthwhile(x: Tensor, matrices: Sequence[Tensor], dtype: torch.dtype, stack:
 
 def widest(matrices: Sequence[Tensor]) -> int:
     """The largest width of any layer, input included."""
-    return max(max(weight.shape) for weight in matrices)
+    return max([max(weight.shape) for weight in matrices])
 
 
 def kind_of(rule: Rule) -> tuple[int, tuple[float, float]] | None:

@@ -12,6 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 _INTERNAL = set(vars(nn.Module())) - {"training"}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_is_none = partial(operator.is_, None)
 _REWEIGHTING = (WeightNorm, SpectralNorm)
 
 
@@ -33,7 +34,11 @@ class Snapshot:
             if type(module) is not kind:
                 return True
             now = module.__dict__
-            if [*map(id, now["_modules"].values())] != children or _absent(now) != absent or _hooks(module) != hooks:
+            if [*map(id, now["_modules"].values())] != children or any(map(now.get, HOOKS)) != (hooks is not None):
+                return True
+            if [*map(_is_none, now["_parameters"].values()), *map(_is_none, now["_buffers"].values())] != absent:
+                return True
+            if hooks is not None and reweighted(module) != hooks:
                 return True
             if [*map(id, now.values())] == objects:
                 continue  # the commonest case, without a look at each
@@ -49,14 +54,15 @@ class Snapshot:
 
     @staticmethod
     def _facts(module: nn.Module) -> tuple:
-        own, made = module.__dict__, reweighted(module)
+        own, made, hooked = module.__dict__, reweighted(module), has_hooks(module)
         plain = [(name, value) for name, value in own.items() if name not in _INTERNAL and name not in made]
         identities = [(name, _identity(value)) for name, value in plain if not _is_setting(value)]
         changing = any(isinstance(value, Tensor) for _, value in plain)
         objects = None if changing else [*map(id, own.values())]
         children = [*map(id, module._modules.values())]
+        absent = [x is None for kind in (module._parameters, module._buffers) for x in kind.values()]
         known = [*settings(module).items()]
-        return type(module), objects, len(own), children, _absent(own), _hooks(module), known, identities
+        return type(module), objects, len(own), children, absent, made if hooked else None, known, identities
 
 
 def settings(module: nn.Module) -> dict[str, object]:
@@ -69,14 +75,6 @@ def settings(module: nn.Module) -> dict[str, object]:
     }
 
 
-def _absent(own: dict[str, object]) -> list[bool]:
-    """Which of a module's parameters and buffers, in their order, are None."""
-    return [*map(_is_none, own["_parameters"].values()), *map(_is_none, own["_buffers"].values())]
-
-
-_is_none = partial(operator.is_, None)
-
-
 def _is_setting(value) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_setting, value))
@@ -87,17 +85,9 @@ def _identity(value) -> tuple[int, int]:
     return id(value), value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
 
-def _hooks(module: nn.Module) -> list[str] | None:
-    """None without hooks, else the weights that they make; empty if they do anything else."""
-    return reweighted(module) if has_hooks(module) else None
-
-
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module, or its backward, runs more than its forward."""
-    own = module.__dict__
-    return bool(
-        own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own.get("_backward_pre_hooks")
-    )
+    return any(map(module.__dict__.get, HOOKS))
 
 
 def reweighted(module: nn.Module) -> list[str]:

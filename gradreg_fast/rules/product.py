@@ -120,7 +120,8 @@ class MatrixProduct(Multilinear):
     def replaced(self, operands, j, xdot, shape):
         matrices = as_matrices(*operands)
         matrices[j] = broadcastable(as_matrix(xdot, j, 1), dims_of(matrices))
-        return torch.matmul(*matrices).reshape(xdot.shape[0], *shape)
+        ydot = torch.matmul(*matrices)
+        return ydot if ydot.shape[1:] == shape else ydot.reshape(xdot.shape[0], *shape)
 
     def flops(self, parameters, shape, inputs):
         first = parameters[0].shape if self.places[0] else inputs[0]
@@ -128,23 +129,21 @@ class MatrixProduct(Multilinear):
 
     def transposed(self, operands, j, u):
         a, b = matrices = as_matrices(*operands)
-        u = u.reshape(u.shape[0], *u.shape[1 : dims_of(matrices) - 1], a.shape[-2], b.shape[-1])
-        if j == 0:
-            return unbroadcast(u @ b.mT, a.shape).reshape(u.shape[0], *operands[0].shape)
-        if b.dim() == 2 and u.shape[0] == 1:  # one product over all rows
+        u = stack_for(matrices, operands, u)
+        if j == 1 and b.dim() == 2 and u.shape[0] == 1:  # one product over all rows
             return (a.reshape(-1, a.shape[-1]).mT @ u.reshape(-1, u.shape[-1])).reshape(1, *operands[1].shape)
-        return unbroadcast(a.mT @ u, b.shape).reshape(u.shape[0], *operands[1].shape)
+        stack = unbroadcast(u @ b.mT, a.shape) if j == 0 else unbroadcast(a.mT @ u, b.shape)
+        return stack if matrices[j] is operands[j] else stack.reshape(u.shape[0], *operands[j].shape)
 
     def crossed(self, operands, j, u, i, xdot):
         a, b = matrices = as_matrices(*operands)
-        dims = dims_of(matrices)
-        xdot = broadcastable(as_matrix(xdot, i, 1), dims)
-        u = u.reshape(u.shape[0], *u.shape[1 : dims - 1], a.shape[-2], b.shape[-1])
+        xdot = broadcastable(as_matrix(xdot, i, 1), dims_of(matrices))
+        u = stack_for(matrices, operands, u)
         if j == 1 and b.dim() == 2:
             return (xdot.reshape(-1, a.shape[-1]).mT @ u.reshape(-1, u.shape[-1])).reshape(operands[1].shape)
         product = u @ xdot.mT if j == 0 else xdot.mT @ u
         product = product if product.shape[0] == 1 else product.sum(0, keepdim=True)
-        return unbroadcast(product, (a, b)[j].shape).reshape(operands[j].shape)
+        return unbroadcast(product, matrices[j].shape).reshape(operands[j].shape)
 
 
 class Einsum(Multilinear):
@@ -265,6 +264,14 @@ def as_matrix(operand: Tensor, position: int, stacked: int = 0) -> Tensor:
 def as_matrices(left: Tensor, right: Tensor) -> list[Tensor]:
     """Both operands of `torch.matmul`, `as_matrix`."""
     return [as_matrix(left, 0), as_matrix(right, 1)]
+
+
+def stack_for(matrices: Sequence[Tensor], operands: Sequence[Tensor], u: Tensor) -> Tensor:
+    """Cotangents of the operands' product as those of the product of the matrices that they stand for."""
+    (a, b), (left, right) = matrices, operands
+    if a is left and b is right:
+        return u
+    return u.reshape(u.shape[0], *u.shape[1 : dims_of(matrices) - 1], a.shape[-2], b.shape[-1])
 
 
 def dims_of(matrices: Sequence[Tensor]) -> int:
