@@ -382,6 +382,24 @@ class GroupNorm(AtOnce, Standardise):
         return (*x.shape[:2], math.prod(x.shape[2:]))
 
 
+class InstanceNormTrain(GroupNorm):
+    """Over each channel of a sample, with the mean of the samples' statistics kept in running ones.
+
+    The buffers that its forward changes are the running mean and variance.
+    """
+
+    def __init__(self, eps: float, momentum: float) -> None:
+        super().__init__(None, eps)
+        self.momentum = momentum
+
+    def forward(self, inputs, parameters, extras):
+        (x,) = inputs
+        of_samples = torch.var_mean(x, list(range(2, x.dim())))  # [B, C] each
+        for running, own in zip(reversed(extras), of_samples, strict=True):
+            running.lerp_(own.mean(0).to(running.dtype), self.momentum)
+        return super().forward(inputs, parameters, ())
+
+
 def row_size(x: Tensor, inverse: Tensor) -> int:
     """How many elements of x have one inverse."""
     return x.numel() // max(inverse.numel(), 1)
@@ -455,9 +473,9 @@ def instance_norm(
 ):
     if not use_input_stats:
         return batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
-    if running_mean is not None:
-        return "it updates running statistics of instances"
-    return Call(GroupNorm(None, eps), (input,), (weight, bias))
+    if running_mean is None:
+        return Call(GroupNorm(None, eps), (input,), (weight, bias))
+    return Call(InstanceNormTrain(eps, momentum), (input,), (weight, bias), (), (running_mean, running_var))
 
 
 @module(nn.LayerNorm)
@@ -479,4 +497,4 @@ def group_norm_module(layer, x, parameter):
 def instance_norm_module(layer, x, parameter):
     tensors = (parameter(name) for name in ("running_mean", "running_var", "weight", "bias"))
     own = layer.training or not layer.track_running_stats
-    return instance_norm(x, *tensors, own, layer.momentum, layer.eps)
+    return instance_norm(x, *tensors, own, layer.momentum or 0.0, layer.eps)

@@ -79,6 +79,7 @@ LAYERS = {
     "instance norm 1d": (SEQUENCE, lambda: nn.InstanceNorm1d(4)),
     "instance norm 2d": (IMAGE, lambda: nn.InstanceNorm2d(4, affine=True)),
     "instance norm 3d": (VOLUME, lambda: nn.InstanceNorm3d(2)),
+    "instance norm, its own statistics": (IMAGE, lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True)),
     "instance norm, running statistics": (
         SEQUENCE,
         lambda: nn.InstanceNorm1d(4, affine=True, track_running_stats=True).eval(),
