@@ -63,6 +63,32 @@ class Terms:
             self.second[i] = terms
 
 
+class Arrivals:
+    """What has come down to each value: sums of cotangents, or of adjoints.
+
+    Attributes:
+        sums: by value.
+        fresh: the values whose sum is a tensor that nobody else has.
+        pieces: the values to whose sum `Rule.pull_into` may add.
+    """
+
+    def __init__(self, given: dict[int, Tensor]) -> None:
+        self.sums = dict(given)
+        self.fresh: set[int] = set()
+        self.pieces: set[int] = set()
+
+    def add(self, value: int, term: Tensor, fresh: bool, piece: bool) -> None:
+        """Add a term, which may be fresh, or a piece, itself."""
+        before = self.sums.get(value)
+        self.sums[value] = term if before is None else before + term
+        if before is not None:
+            self.pieces.discard(value)
+        if fresh or before is not None:
+            self.fresh.add(value)
+        if piece:
+            self.pieces.add(value)
+
+
 def linearize(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Linearization]:
     """Sweep 1: evaluate the graph at x.
 
@@ -143,17 +169,17 @@ class Linearization:
         Returns:
             The cotangent of `bottom` and what was kept, by node.
         """
-        cotangents, kept, pieces, fresh = dict(seeds), {}, set(), set()
+        cotangents, kept = Arrivals(seeds), {}
         for i in range(max(seeds), bottom, -1):
-            node, u = self.graph.nodes[i], cotangents.pop(i, None)
+            node, u = self.graph.nodes[i], cotangents.sums.pop(i, None)
             if u is None or not self.graph.dependent[i]:
                 continue
             rule, parameters = node.rule, self.parameters[i]
             keeps, meets = keep is not None and keep[i], tangents is not None and i in tangents
-            if i in fresh and not keeps and not meets:
+            if i in cotangents.fresh and not keeps and not meets:
                 rule = rule.overwriting
-            added = rule.makes_pieces and node.inputs[0] in pieces
-            if added and rule.pull_into(self.saved[i], u, cotangents[node.inputs[0]]):
+            added = rule.makes_pieces and node.inputs[0] in cotangents.pieces
+            if added and rule.pull_into(self.saved[i], u, cotangents.sums[node.inputs[0]]):
                 continue
             pulled, meeting = rule.pull_keeping(self.saved[i], parameters, u)
             if keeps:
@@ -162,17 +188,8 @@ class Linearization:
                 terms.add_second(i, rule.curvature(self.saved[i], parameters, meeting, tangents[i], terms.of(node)))
             own = rule.fresh and not (keeps and rule.meets_below)
             for j, cotangent in zip(node.inputs, pulled, strict=True):
-                if j in cotangents:
-                    cotangents[j] = cotangents[j] + cotangent
-                    pieces.discard(j)
-                    fresh.add(j)
-                else:
-                    cotangents[j] = cotangent
-                    if own:
-                        fresh.add(j)
-                if rule.makes_pieces:
-                    pieces.add(j)
-        return cotangents.get(bottom), kept
+                cotangents.add(j, cotangent, own, rule.makes_pieces)
+        return cotangents.sums.get(bottom), kept
 
     def push(
         self,
@@ -254,34 +271,24 @@ class Linearization:
             The input's adjoint, or None where it is zero or nobody asked.
         """
         needed, needed_below = terms.needs.adjoint, terms.needs.below
-        adjoints, pieces, fresh = dict(adjoints), set(), set()
+        arrived = Arrivals(adjoints)
         for i in range(len(self.graph.nodes) - 1, 0, -1):
-            node, d, second = self.graph.nodes[i], adjoints.pop(i, None), terms.second[i]
+            node, d, second = self.graph.nodes[i], arrived.sums.pop(i, None), terms.second[i]
             terms.second[i] = None
             if not needed[i] or (d is None and second is None):
                 continue
             further = needed_below[i]
-            if further and node.rule.makes_pieces and node.inputs[0] in pieces:
-                total = adjoints[node.inputs[0]].unsqueeze(0)
+            if further and node.rule.makes_pieces and node.inputs[0] in arrived.pieces:
+                total = arrived.sums[node.inputs[0]].unsqueeze(0)
                 if node.rule.pull_into(self.saved[i], d.unsqueeze(0), total):
                     continue
-            rule = node.rule.overwriting if i in fresh else node.rule
+            rule = node.rule.overwriting if i in arrived.fresh else node.rule
             below = rule.descend(self.saved[i], self.parameters[i], d, second, terms.of(node), further)
             self.saved[i] = None
             for j, adjoint in zip(node.inputs, below, strict=True) if further else ():
-                if adjoint is None or not needed[j]:
-                    continue
-                if j in adjoints:
-                    adjoints[j] = adjoints[j] + adjoint
-                    pieces.discard(j)
-                    fresh.add(j)
-                else:
-                    adjoints[j] = adjoint
-                    if rule.fresh:
-                        fresh.add(j)
-                if rule.makes_pieces:
-                    pieces.add(j)
-        return adjoints.get(0)
+                if adjoint is not None and needed[j]:
+                    arrived.add(j, adjoint, rule.fresh, rule.makes_pieces)
+        return arrived.sums.get(0)
 
     def zeros(self, value: int, members: int) -> Tensor:
         """A stack of tangents of a value that does not depend on the input."""
