@@ -55,9 +55,13 @@ _IN_PLACE_OPERATORS = (
 )
 _SEVERAL = {"chunk", "split", "tensor_split", "unbind", "hsplit", "vsplit", "dsplit", "topk", "sort", "aminmax"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_FRESH = {"new_empty", "new_zeros", "new_ones", "new_full", torch.empty_like, torch.zeros_like, torch.ones_like}
+_NEW = {"new_zeros", "new_ones", "new_full"}
+_FRESH = {"new_empty", *_NEW, torch.empty_like, torch.zeros_like, torch.ones_like}
 _FRESH |= {torch.empty, torch.zeros, torch.ones, torch.full, torch.full_like}
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # what they return is new, too
+_OPENED = {
+    f"torchvision.models.swin_transformer.{name}" for name in ("_patch_merging_pad", "shifted_window_attention")
+}  # functions that fx is told to keep whole, as they branch on sizes: our graphs may be for one size
 _SIZES = {"size", "dim", "numel", "ndimension", "shape", "ndim", "dtype", "device"}
 
 
@@ -95,19 +99,29 @@ def trace(model: nn.Module, signature: Signature, hooks: bool, examples: tuple |
     if examples is not None and any(map(has_hooks, model.modules())):
         raise Untraceable("it has hooks, and asks for sizes")
     with _converting, _everything_restored(model):
-        try:
-            root = _Root(model, signature, hooks)
-            tracer = _Tracer(root, examples)
-            with tracer.made:
-                traced = tracer.trace(root)
-            if any(name.startswith("_tensor_constant") for name in vars(tracer.root)):
-                raise Untraceable("its forward makes tensors")
-            return fuse(_Converter(root).convert(traced))
-        except Untraceable:
-            raise
-        except Exception as error:  # whatever a user's forward does with symbols; autograd will show real errors
-            reason = f"it cannot be traced ({type(error).__name__}: {error})"
-            raise Untraceable(reason, for_all_sizes=examples is None) from error
+        with _opened() as opened:
+            try:
+                return _traced(model, signature, hooks, examples)
+            except Untraceable:
+                if examples is None or not opened:
+                    raise
+        return _traced(model, signature, hooks, examples)
+
+
+def _traced(model: nn.Module, signature: Signature, hooks: bool, examples: tuple | None) -> Graph:
+    try:
+        root = _Root(model, signature, hooks)
+        tracer = _Tracer(root, examples)
+        with tracer.made:
+            traced = tracer.trace(root)
+        if any(name.startswith("_tensor_constant") for name in vars(tracer.root)):
+            raise Untraceable("its forward makes tensors")
+        return fuse(_Converter(root).convert(traced))
+    except Untraceable:
+        raise
+    except Exception as error:  # whatever a user's forward does with symbols; autograd will show real errors
+        reason = f"it cannot be traced ({type(error).__name__}: {error})"
+        raise Untraceable(reason, for_all_sizes=examples is None) from error
 
 
 def why_opaque(module: nn.Module) -> str | None:
@@ -161,6 +175,22 @@ def _everything_restored(model: nn.Module) -> Iterator[None]:
         raise Untraceable("its forward sets attributes")
 
 
+@contextmanager
+def _opened() -> Iterator[bool]:
+    """Let fx trace through the functions in `_OPENED`; whether there are any."""
+    wrapped = fx._symbolic_trace._wrapped_fns_to_patch
+    functions = {key: space.get(key[1]) for key, space in wrapped.items()}
+    opened = {
+        key: wrapped.pop(key)
+        for key, function in functions.items()
+        if f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}" in _OPENED
+    }
+    try:
+        yield bool(opened)
+    finally:
+        wrapped.update(opened)
+
+
 def with_parameters(model: nn.Module, parameters: dict[str, Tensor], function: Callable) -> object:
     """``function(model)``, with these tensors in the places of its parameters meanwhile."""
     named = {f"model.{name}": tensor for name, tensor in parameters.items()}
@@ -211,6 +241,9 @@ class _SizedProxy(_Proxy):
     def __getattr__(self, name: str) -> fx.Proxy:
         if name in ("T", "mT", "H", "mH"):  # an attribute of fx would not know its size
             return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+        if name in _NEW:  # a tensor of numbers alone, into which the forward may write
+            like = self.tracer.stand_in(self.node)
+            return getattr(torch.empty(0, dtype=like.dtype, device=like.device), name)
         return super().__getattr__(name)
 
     @property

@@ -496,6 +496,41 @@ def test_a_forward_that_branches_on_sizes_has_a_graph_for_each():
     assert any(graph.whole for graph in graphs)  # not for every size that comes along
 
 
+def shifted_window_attention(x, weight, bias=None):
+    """Kept whole under fx, as torchvision's is, by whose name it goes: branches on sizes, writes into a new mask."""
+    if x.shape[1] > 2:
+        x = torch.roll(x, 1, 1)
+    if bias is not None:
+        bias = bias.clone()
+        bias[1:].zero_()
+    mask = x.new_zeros((x.shape[1], x.shape[1]))
+    mask[:1, 1:] = -3.0
+    h = functional.linear(x, weight, bias)
+    return (h @ h.mT + mask).softmax(-1) @ h
+
+
+shifted_window_attention.__module__ = "torchvision.models.swin_transformer"
+torch.fx.wrap("shifted_window_attention")
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["traceable", "not traceable"])
+def test_torchvisions_whole_functions_are_opened_where_that_helps(bias):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.last = nn.Linear(4, 4, bias=bias), nn.Linear(4, 2)
+
+        def forward(self, x):
+            h = shifted_window_attention(x, self.linear.weight, self.linear.bias)
+            return self.last(torch.tanh(h).mean(1))
+
+    model, x = Block(), torch.randn(3, 5, 4)
+    graph = graph_of(model, examples=(x, []))
+    opaque = [node.name for node in graph.nodes if node and hasattr(node.rule, "reason")]
+    assert not graph.whole and opaque == (["shifted_window_attention"] if bias else [])
+    assert_primitives(model, x)
+
+
 def test_a_tensor_that_somebody_else_holds_is_no_constant():
     outside = torch.ones(3)
 
