@@ -213,6 +213,7 @@ PACKAGED = (
     _image("timm", "pvt_v2_b0"),
     _image("timm", "swin_tiny_patch4_window7_224", img_size=48),
     _image("timm", "mobilevit_xxs"),
+    _image("torchvision", "swin_t"),
     _image("torchvision", "squeezenet1_1"),
     _image("torchvision", "shufflenet_v2_x0_5"),
     _image("torchvision", "mnasnet0_5"),
