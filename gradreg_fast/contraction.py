@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradreg_fast.engine import Linearization, Terms
 from gradreg_fast.planner import Plan, chunk_size, width
-from gradreg_fast.rules.base import at_least_single, elements, unit_stack
+from gradreg_fast.rules.base import at_least_single, elements, has_numbers, unit_stack
 from gradreg_fast.samples import dot_samples, scale_samples
 
 SMALLEST_BLOCK = 128  # of a symmetric product: smaller ones run too far below a large product's rate
@@ -154,8 +154,11 @@ def inner_products(a: Tensor, b: Tensor) -> Tensor:
 
 def mix(M: Tensor, stack: Tensor) -> Tensor:
     """``sum_j M_ij stack^j`` of each sample: ``M [B, n, n]``, stack ``[n, B, ...]``, in the stack's dtype."""
+    members = elements(stack).transpose(0, 1).to(M.dtype)  # [B, n, d]
+    if not has_numbers(M):  # tracers lose the layout of what is written to a view
+        return torch.bmm(M, members).transpose(0, 1).reshape(stack.shape).to(stack.dtype)
     mixed = M.new_empty(stack.shape)
-    torch.bmm(M, elements(stack).transpose(0, 1).to(M.dtype), out=elements(mixed).transpose(0, 1))
+    torch.bmm(M, members, out=elements(mixed).transpose(0, 1))
     return mixed.to(stack.dtype)
 
 

@@ -1,6 +1,7 @@
 """Training steps under ``torch.compile(fullgraph=True)``: the numbers of the uncompiled step, few compilations."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -13,6 +14,11 @@ from gradreg_fast.modules import WithPenalty
 
 def mlp(outputs=1, activation=nn.Tanh):
     return nn.Sequential(nn.Linear(5, 16), activation(), nn.Linear(16, outputs)).double()
+
+
+def autoencoder(*widths):
+    layers = (nn.Sequential(nn.Linear(*pair), nn.Tanh()) for pair in itertools.pairwise(widths))
+    return nn.Sequential(*layers).double()
 
 
 def convolutional(normalised=False):
@@ -53,6 +59,7 @@ CALLS = {
     "jacobian_sqnorm": (lambda: mlp(3), gradreg_fast.jacobian_sqnorm, rows),
     "recompute": (mlp, lambda model, x: functional.r1(model, x, save="recompute"), rows),
     "WithPenalty": (lambda: WithPenalty(mlp(), "r1"), lambda model, x: model(x), rows),
+    "bottleneck": (lambda: autoencoder(5, 16, 2, 16, 5), functional.jacobian_frobenius, rows),
     "convolutions": (convolutional, functional.jacobian_frobenius, images),
     "batch normalisation": (lambda: convolutional(True), functional.gradient_penalty, images),
 }
