@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -94,6 +95,17 @@ class Mlp:
     target: int | None
     curvature_free: bool
     low: torch.dtype | None
+
+    @cached_property
+    def places(self) -> tuple[int | None, ...]:
+        """Of x, the cotangent and each layer's weight and bias among what gradients are wanted of; None for no bias."""
+        slots = (slot for pair in zip(self.weights, self.biases, strict=True) for slot in pair)
+        return 0, 1, *(None if slot is None else 2 + slot for slot in slots)
+
+    @cached_property
+    def highest_bend(self) -> int:
+        """The last layer whose activation has curvature; -1 for none."""
+        return max((layer for layer, kind in enumerate(self.kinds) if kind not in STRAIGHT), default=-1)
 
     def outputs(self, tensors: Sequence[Tensor | None]) -> int:
         """How many outputs a sample has, or the loss on top of them."""
@@ -247,13 +259,12 @@ class Mlp:
         Returns:
             These gradients; None where not wanted, or zero.
         """
-        slots = [slot for pair in zip(self.weights, self.biases, strict=True) for slot in pair]
-        # where nothing depends on y, only the curvature of an activation above, or of the loss, reaches a bias or x
-        bent = [layer for layer, kind in enumerate(self.kinds) if kind not in STRAIGHT]
-        highest = len(self.kinds) if adjoints[0] is not None or self.loss else max(bent, default=-1)
-        reached = [True, True] * (highest + 1) + [True, False] * (len(self.kinds) - highest - 1)
-        flags = [wanted[0] and highest >= 0, wanted[1] and adjoints[1] is not None]
-        flags += [slot is not None and wanted[2 + slot] and there for slot, there in zip(slots, reached, strict=False)]
+        flags = [place is not None and wanted[place] for place in self.places]
+        flags[1] = flags[1] and adjoints[1] is not None
+        if adjoints[0] is None and not self.loss:  # only the curvature of an activation above reaches a bias or x
+            flags[0] = flags[0] and self.highest_bend >= 0
+            for layer in range(self.highest_bend + 1, len(self.kinds)):
+                flags[3 + 2 * layer] = False
         results = iter(
             torch.ops.gradreg_fast.mlp_push_adjoint(
                 x,
@@ -271,7 +282,7 @@ class Mlp:
             )
         )
         gradients: list[Tensor | None] = [None] * len(wanted)
-        for place, flag in zip((0, 1, *[2 + (slot or 0) for slot in slots]), flags, strict=True):
+        for place, flag in zip(self.places, flags, strict=True):
             if flag:
                 gradients[place] = next(results)
         return gradients

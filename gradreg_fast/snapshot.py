@@ -29,24 +29,19 @@ class Snapshot:
 
     def outdated(self) -> bool:
         """Whether anything is different now."""
-        for reference, kind, objects, size, children, absent, hooks, settings, identities in self.modules:
+        for reference, kind, size, children, absent, hooks, names, values, identities in self.modules:
             module = reference()
             if type(module) is not kind:
                 return True
             now = module.__dict__
-            if [*map(id, now["_modules"].values())] != children or any(map(now.get, HOOKS)) != (hooks is not None):
+            if len(now) != size or [*map(now.get, names)] != values:
                 return True
-            if [*map(_is_none, now["_parameters"].values()), *map(_is_none, now["_buffers"].values())] != absent:
+            if any(map(now.get, HOOKS)) != (hooks is not None) or (hooks is not None and reweighted(module) != hooks):
                 return True
-            if hooks is not None and reweighted(module) != hooks:
+            if (now["_modules"] or children) and [*map(id, now["_modules"].values())] != children:
                 return True
-            if [*map(id, now.values())] == objects:
-                continue  # the commonest case, without a look at each
-            if len(now) != size:
+            if (now["_parameters"] or now["_buffers"] or absent) and _absent(now) != absent:
                 return True
-            for name, value in settings:
-                if now.get(name) != value:
-                    return True
             for name, identity in identities:
                 if _identity(now.get(name)) != identity:
                     return True
@@ -57,12 +52,9 @@ class Snapshot:
         own, made, hooked = module.__dict__, reweighted(module), has_hooks(module)
         plain = [(name, value) for name, value in own.items() if name not in _INTERNAL and name not in made]
         identities = [(name, _identity(value)) for name, value in plain if not _is_setting(value)]
-        changing = any(isinstance(value, Tensor) for _, value in plain)
-        objects = None if changing else [*map(id, own.values())]
-        children = [*map(id, module._modules.values())]
-        absent = [x is None for kind in (module._parameters, module._buffers) for x in kind.values()]
-        known = [*settings(module).items()]
-        return type(module), objects, len(own), children, absent, made if hooked else None, known, identities
+        children, known = [*map(id, module._modules.values())], settings(module)
+        hooks = made if hooked else None
+        return type(module), len(own), children, _absent(own), hooks, (*known,), [*known.values()], identities
 
 
 def settings(module: nn.Module) -> dict[str, object]:
@@ -73,6 +65,11 @@ def settings(module: nn.Module) -> dict[str, object]:
         for name, value in module.__dict__.items()
         if name not in _INTERNAL and name not in made and _is_setting(value)
     }
+
+
+def _absent(own: dict[str, object]) -> list[bool]:
+    """Which of a module's parameters and buffers, in their order, are None."""
+    return [*map(_is_none, own["_parameters"].values()), *map(_is_none, own["_buffers"].values())]
 
 
 def _is_setting(value) -> bool:
