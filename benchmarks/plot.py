@@ -147,7 +147,8 @@ def _line(axes, row, ratios, nearest):
     axes.plot([low, high], [row, row], color=colour, linewidth=2.5, solid_capstyle="butt")
     number = f"{middle:.2f}" if middle < 10 else f"{middle:.0f}"
     place = {"xytext": (-7, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
-    axes.annotate(number, (min(low, 1), row), **place, fontsize=8, color=colour, fontweight="bold")
+    leftmost = min(low, 1, *(value for _, value, _ in ratios.values()))
+    axes.annotate(number, (leftmost, row), **place, fontsize=8, color=colour, fontweight="bold")
     for name, (_, value, _) in ratios.items():
         marker, peer_colour = MARKERS[name]
         thickness = 2 if name == COMPILED else 0
