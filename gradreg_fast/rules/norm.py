@@ -364,6 +364,9 @@ class GroupNorm(AtOnce, Standardise):
         groups = x.shape[1] if self.groups is None else self.groups
         if x.shape[1] % groups:
             raise ValueError(f"a group norm's input must have a multiple of {groups} channels, got {x.shape[1]}")
+        if (math.prod(x.shape[2:]) if self.groups is None else x.numel() // groups) == 1:  # as PyTorch has it
+            of = "instance" if self.groups is None else "group"
+            raise ValueError(f"{of} statistics need more than one value, got an input of {tuple(x.shape)}")
         y, mean, inverse = torch.native_group_norm(x, *parameters, *self._sizes(x), groups, self.eps)
         return y, (x, mean, inverse)
 
@@ -393,11 +396,11 @@ class InstanceNormTrain(GroupNorm):
         self.momentum = momentum
 
     def forward(self, inputs, parameters, extras):
-        (x,) = inputs
+        result, (x,) = super().forward(inputs, parameters, ()), inputs
         of_samples = torch.var_mean(x, list(range(2, x.dim())))  # [B, C] each
         for running, own in zip(reversed(extras), of_samples, strict=True):
             running.lerp_(own.mean(0).to(running.dtype), self.momentum)
-        return super().forward(inputs, parameters, ())
+        return result
 
 
 def row_size(x: Tensor, inverse: Tensor) -> int:

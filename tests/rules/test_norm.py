@@ -181,6 +181,20 @@ def test_one_value_per_channel_is_an_error():
         gradreg_fast.value_and_vjp(model, torch.randn(1, 3))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nn.InstanceNorm1d(4, track_running_stats=True), lambda: nn.InstanceNorm1d(4), lambda: nn.GroupNorm(4, 4)],
+    ids=["instance, running statistics", "instance", "group"],
+)
+def test_statistics_of_one_value_are_an_error(make):
+    model, x = nn.Sequential(make(), nn.Flatten(), nn.Linear(4, 1)), torch.randn(1, 4, 1)
+    before = [buffer.clone() for buffer in model.buffers()]
+    for call in (model, lambda x: gradreg_fast.value_and_vjp(model, x)):
+        with pytest.raises(ValueError, match=r"more than (1|one)"):
+            call(x)
+    assert all(map(torch.equal, model.buffers(), before))
+
+
 def test_a_layer_that_tracks_without_a_rule_is_updated_once():
     layer = nn.BatchNorm1d(5)
     layer.register_forward_hook(lambda *arguments: None)
