@@ -645,7 +645,7 @@ class _Converter:
         place = _position_of_inplace(node.target) if node.op == "call_function" else None
         if place is not None and len(node.args) > place:
             return bool(node.args[place])
-        return name.endswith("_") and not name.endswith("__")
+        return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
     def replace_mutated(self, node: fx.Node, result: Value) -> None:
         """Whoever reads the changed tensor after this node reads the result; views of it must not be read again."""

@@ -531,6 +531,24 @@ def test_torchvisions_whole_functions_are_opened_where_that_helps(bias):
     assert_primitives(model, x)
 
 
+@pytest.mark.parametrize("make", [lambda x: x.new_zeros(x.shape), lambda x: torch.zeros(5, 4)], ids=["like x", "alone"])
+@pytest.mark.parametrize("written", ["values", "a parameter"])
+def test_what_is_written_into_a_new_tensor_is_not_lost(make, written):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(4, 2)
+
+        def forward(self, x):
+            if x.shape[0] > 1:
+                x = x * 2
+            made = make(x)
+            made[:, :2] = x[:, :2] if written == "values" else self.last.bias
+            return self.last(torch.tanh(made + x))
+
+    assert_primitives(Net(), torch.randn(5, 4))
+
+
 def test_a_tensor_that_somebody_else_holds_is_no_constant():
     outside = torch.ones(3)
 
