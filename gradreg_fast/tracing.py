@@ -431,6 +431,8 @@ class _Converter:
             yield filling((arguments, keywords), [*self.computed])([*self.computed.values()])
 
     def call(self, node: fx.Node):
+        if node.kwargs.get("out") is not None or (node.args and self.is_made(node.args[0]) and self.mutates(node)):
+            raise Untraceable(f"{node.name} changes something in place")
         arguments = _replace(node.args, self.environment)
         keywords = _replace(node.kwargs, self.environment)
         if node.target is operator.getitem and type(arguments[0]) is list:
@@ -646,6 +648,10 @@ class _Converter:
         if place is not None and len(node.args) > place:
             return bool(node.args[place])
         return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+    def is_made(self, node: object) -> bool:
+        """Whether this is a tensor that the forward made while it was traced: a constant that nothing may change."""
+        return isinstance(node, fx.Node) and node.op == "get_attr" and node.target in self.root.made
 
     def replace_mutated(self, node: fx.Node, result: Value) -> None:
         """Whoever reads the changed tensor after this node reads the result; views of it must not be read again."""

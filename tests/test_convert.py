@@ -532,8 +532,17 @@ def test_torchvisions_whole_functions_are_opened_where_that_helps(bias):
 
 
 @pytest.mark.parametrize("make", [lambda x: x.new_zeros(x.shape), lambda x: torch.zeros(5, 4)], ids=["like x", "alone"])
-@pytest.mark.parametrize("written", ["values", "a parameter"])
-def test_what_is_written_into_a_new_tensor_is_not_lost(make, written):
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda made, x, bias: made.__setitem__((slice(None), slice(2)), x[:, :2]),
+        lambda made, x, bias: made.__setitem__((slice(None), 0), bias[0]),
+        lambda made, x, bias: made.masked_fill_(x > 0, 2.0),
+        lambda made, x, bias: torch.mul(x.detach(), 2, out=made),
+    ],
+    ids=["values", "a parameter", "by a mask", "out"],
+)
+def test_what_is_written_into_a_new_tensor_is_not_lost(make, write):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -543,7 +552,7 @@ def test_what_is_written_into_a_new_tensor_is_not_lost(make, written):
             if x.shape[0] > 1:
                 x = x * 2
             made = make(x)
-            made[:, :2] = x[:, :2] if written == "values" else self.last.bias
+            write(made, x, self.last.bias)
             return self.last(torch.tanh(made + x))
 
     assert_primitives(Net(), torch.randn(5, 4))
