@@ -46,10 +46,9 @@ def region(device: torch.device) -> torch.dtype | None:
 
 def regions() -> tuple[torch.dtype | None, ...]:
     """`region` of every kind of device."""
-    return tuple([region(torch.device(kind)) for kind in SINGLE]) if torch._C._is_any_autocast_enabled() else _NONE
-
-
-_NONE = (None,) * len(SINGLE)
+    if not torch._C._is_any_autocast_enabled():
+        return (None,) * len(SINGLE)
+    return tuple(region(torch.device(kind)) for kind in SINGLE)
 
 
 def with_casts(graph: Graph, x: Tensor) -> Graph:

@@ -92,13 +92,9 @@ def requested(ctx, first: int) -> list[bool]:
 
     `needs_input_grad` alone says yes to every parameter, also under ``torch.autograd.grad(loss, x)``.
     """
-    nodes = [node for node, _ in ctx.next_functions]
-    try:
-        executes = iter([node is not None and torch._C._will_engine_execute_node(node) for node in nodes])
-    except RuntimeError:  # one of them cannot tell
-        executes = map(_executes, nodes)
-    tensors = zip(ctx.needs_input_grad, ctx.is_tensor, strict=True)
-    return [is_tensor and next(executes) and needed for needed, is_tensor in tensors][first:]
+    edges = iter(ctx.next_functions)
+    executes = [is_tensor and _executes(next(edges)[0]) for is_tensor in ctx.is_tensor]
+    return [needed and runs for needed, runs in zip(ctx.needs_input_grad, executes, strict=True)][first:]
 
 
 def _executes(node) -> bool:

@@ -159,9 +159,7 @@ class Graph:
             buffers = [buffer for module in self.changing for buffer in module().buffers()]
             remember([*updated, *buffers], x.device if self.draws else None)
         if self.only_attributes:
-            # most are found without a call for each
-            found = [slot.owner()._parameters.get(slot.attribute) for slot in self.slots]
-            return [slot.tensor() if t is None else t for slot, t in zip(self.slots, found, strict=True)]
+            return [slot.tensor() for slot in self.slots]
         values: list = []
         for slot in self.slots:
             values.append(slot.tensor(values, given))

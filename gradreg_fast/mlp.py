@@ -368,8 +368,7 @@ def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp
     mlp = mlp_of(graph)
     if mlp is None or x.device.type not in KERNELS or x.dtype not in CROSSOVER:
         return None
-    choice = current()
-    if choice == "torch":
+    if current() == "torch":
         return None
     matrices = [tensors[slot] for slot in mlp.weights]
     rows = mlp.rows(x)
@@ -381,7 +380,7 @@ def kernel_for(graph: Graph, x: Tensor, tensors: Sequence[Tensor | None]) -> Mlp
         return None
     if _on_cuda(x) and len(matrices) > MAX_DEPTH_ON_CUDA:
         return None
-    if choice != KERNELS[x.device.type] and not worthwhile(x, matrices, mlp.low or x.dtype):
+    if not insists(x.device) and not worthwhile(x, matrices, mlp.low or x.dtype):
         return None
     return mlp if available(x.device) and mlp.takes_target(x, tensors) else None
 

@@ -129,13 +129,12 @@ def prepare(model: nn.Module, x: Tensor, head: Rule | None = None, *targets: Ten
     check_floating(x, "x")
     if x.dim() == 0:
         raise ValueError("x must be a batch [B, ...], got a scalar")
-    network, signature, given = model, ONE_TENSOR, []
-    if isinstance(model, Bound):
-        network, signature, given = model.model, model.signature, model.given
-    graph = graph_of(network, signature, examples=(x, given))
+    bound = model if isinstance(model, Bound) else Bound(model, ONE_TENSOR, [])
+    network = bound.model
+    graph = graph_of(network, bound.signature, examples=(x, bound.given))
     if graph.whole:
         refuse_wrappers(network)
-    tensors = graph.tensors(x, given)
+    tensors = graph.tensors(x, bound.given)
     refuse_transforms((x, *tensors, *targets))
     if graph.structure is not None:
         got = type(graph.structure).__name__

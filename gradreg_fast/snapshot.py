@@ -36,7 +36,7 @@ class Snapshot:
             now = module.__dict__
             if len(now) != size or [*map(now.get, names)] != values:
                 return True
-            if any(map(now.get, HOOKS)) != (hooks is not None) or (hooks is not None and reweighted(module) != hooks):
+            if _hooks(module) != hooks:
                 return True
             if (now["_modules"] or children) and [*map(id, now["_modules"].values())] != children:
                 return True
@@ -49,12 +49,11 @@ class Snapshot:
 
     @staticmethod
     def _facts(module: nn.Module) -> tuple:
-        own, made, hooked = module.__dict__, reweighted(module), has_hooks(module)
+        own, made = module.__dict__, reweighted(module)
         plain = [(name, value) for name, value in own.items() if name not in _INTERNAL and name not in made]
         identities = [(name, _identity(value)) for name, value in plain if not _is_setting(value)]
         children, known = [*map(id, module._modules.values())], settings(module)
-        hooks = made if hooked else None
-        return type(module), len(own), children, _absent(own), hooks, (*known,), [*known.values()], identities
+        return type(module), len(own), children, _absent(own), _hooks(module), [*known], [*known.values()], identities
 
 
 def settings(module: nn.Module) -> dict[str, object]:
@@ -70,6 +69,11 @@ def settings(module: nn.Module) -> dict[str, object]:
 def _absent(own: dict[str, object]) -> list[bool]:
     """Which of a module's parameters and buffers, in their order, are None."""
     return [*map(_is_none, own["_parameters"].values()), *map(_is_none, own["_buffers"].values())]
+
+
+def _hooks(module: nn.Module) -> list[str] | None:
+    """None without hooks, else the weights that they make; empty if they do anything else."""
+    return reweighted(module) if has_hooks(module) else None
 
 
 def _is_setting(value) -> bool:

@@ -30,8 +30,9 @@ class Multilinear(Rule):
 
     def __init__(self, places: Sequence[bool]) -> None:
         self.places = tuple(places)
-        self.values, self.constants = ([j for j, place in enumerate(places) if place == kind] for kind in (False, True))
-        self.curvature_free = len(self.values) < 2
+        self.input_places = [j for j, place in enumerate(places) if not place]
+        self.parameter_places = [j for j, place in enumerate(places) if place]
+        self.curvature_free = len(self.input_places) < 2
 
     def value(self, operands: Sequence[Tensor]) -> Tensor:
         """``y``."""
@@ -55,32 +56,32 @@ class Multilinear(Rule):
 
     def pull(self, saved, parameters, u):
         operands = self._operands(saved, parameters)
-        return tuple([self.transposed(operands, j, u) for j in self.values])
+        return tuple([self.transposed(operands, j, u) for j in self.input_places])
 
     def push(self, saved, parameters, xdots):
         operands, shape = self._operands(saved, parameters), saved[-1]
-        first, *others = [self.replaced(operands, *pair, shape) for pair in zip(self.values, xdots, strict=True)]
+        first, *others = [self.replaced(operands, *pair, shape) for pair in zip(self.input_places, xdots, strict=True)]
         return sum(others, first)
 
     def curvature(self, saved, parameters, u, xdots, gradients):
         operands = self._operands(saved, parameters)
-        tangents = dict(zip(self.values, xdots, strict=True))
+        tangents = dict(zip(self.input_places, xdots, strict=True))
 
         def crossings(j: int) -> Tensor | None:
             parts = [self.crossed(operands, j, u, i, xdot) for i, xdot in tangents.items() if i != j]
             return sum(parts[1:], parts[0]) if parts else None
 
-        for position, j in enumerate(self.constants):
+        for position, j in enumerate(self.parameter_places):
             gradients.add(position, lambda j=j: crossings(j))
-        return tuple([crossings(j) for j in self.values])
+        return tuple([crossings(j) for j in self.input_places])
 
     def gradient(self, saved, parameters, d, gradients):
         operands = self._operands(saved, parameters)
-        for position, j in enumerate(self.constants):
+        for position, j in enumerate(self.parameter_places):
             gradients.add(position, lambda j=j: self.transposed(operands, j, d.unsqueeze(0)).squeeze(0))
 
     def _operands(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-        if not self.constants:
+        if not self.parameter_places:
             return inputs[: len(self.places)]
         values, constants = iter(inputs), iter(parameters)
         return [next(constants) if place else next(values) for place in self.places]
@@ -103,7 +104,7 @@ class Product(Multilinear):
         operands = self._operands(saved, parameters)
         if d is None or second is None or any(operand.shape != d.shape for operand in operands):
             return super().adjoint(saved, parameters, d, second)
-        others = (operands[1 - j] for j in self.values)
+        others = (operands[1 - j] for j in self.input_places)
         return [d * other if s is None else s.addcmul_(d, other) for s, other in zip(second, others, strict=True)]
 
     def crossed(self, operands, j, u, i, xdot):
