@@ -121,6 +121,22 @@ CASES = (
         penalty="gradient_matching",
     ),
     Case(
+        "coordinate-64x2-tanh-tiny",
+        models.mlp(64, 64, 1, activation="tanh"),
+        (2,),
+        rows=128,
+        task="mse",
+        penalty="gradient_matching",
+    ),
+    Case(
+        "critic-128x2-leaky-r1",
+        models.mlp(128, 128, 1, activation="leaky_relu"),
+        (16,),
+        rows=1024,
+        task="real",
+        penalty="r1",
+    ),
+    Case(
         "eikonal-256x8-softplus",
         models.mlp(*[256] * 8, 1, activation="softplus100"),
         (3,),

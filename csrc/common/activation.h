@@ -107,6 +107,24 @@ struct Softplus {
     }
 };
 
+// The same from its output, s(beta z) = 1 - exp(-beta y): for thresholds beyond which y and z are the same number.
+template <class Math>
+struct SoftplusFromOutput {
+    using T = typename Math::T;
+    static constexpr bool from_output = true;
+    static constexpr bool curvature_free = false;
+    static constexpr double least_threshold = 20;  // PyTorch's own: there y is z + 2e-9 / beta
+    const Softplus<Math> whole;
+    GRADREG_FAST_INLINE explicit SoftplusFromOutput(Settings settings) : whole(settings) {}
+    GRADREG_FAST_INLINE T value(T z) const { return whole.value(z); }
+    GRADREG_FAST_INLINE Derivatives<T> derivatives(T y) const {
+        const T zero = Math::constant(0), one = Math::constant(1), scaled = y * whole.beta;
+        const auto beyond = scaled > whole.threshold;
+        const T slope = -Math::expm1(-scaled);
+        return {y, Math::select(beyond, one, slope), Math::select(beyond, zero, whole.beta * slope * (one - slope))};
+    }
+};
+
 template <class Math>
 struct Tanh {
     using T = typename Math::T;

@@ -8,7 +8,6 @@
 
 #include <initializer_list>
 #include <memory>
-#include <new>
 #include <optional>
 
 namespace gradreg_fast {
@@ -78,18 +77,16 @@ inline void check_like(const torch::stable::Tensor& tensor, const torch::stable:
     check_without_gaps(tensor, name);
 }
 
-// Uninitialised memory, aligned to lines of the cache.
+// Uninitialised memory, aligned to lines of the cache. It is aligned here: what an allocator aligns by itself it often
+// cannot use again for as large a piece, and every new page costs.
 class Scratch {
   public:
-    explicit Scratch(int64_t bytes) : memory(static_cast<char*>(::operator new(bytes, alignment))) {}
-    char* get() const { return memory.get(); }
+    explicit Scratch(int64_t bytes) : memory(new char[bytes + line]) {}
+    char* get() const { return reinterpret_cast<char*>(round_up(reinterpret_cast<intptr_t>(memory.get()), line)); }
 
   private:
-    static constexpr std::align_val_t alignment{64};
-    struct Free {
-        void operator()(char* pointer) const { ::operator delete(pointer, alignment); }
-    };
-    std::unique_ptr<char, Free> memory;
+    static constexpr int64_t line = 64;
+    std::unique_ptr<char[]> memory;
 };
 
 }  // namespace gradreg_fast

@@ -10,6 +10,7 @@
 
 #include "common/tensors.h"
 #include "cpu/capability.h"
+#include "cpu/memory.h"
 
 namespace gradreg_fast {
 namespace {
@@ -89,8 +90,7 @@ struct ActiveSweeps {
     Stack<T> stack(size_t l, const Tensor& tensor) const { return stack(l, mutable_data<T>(tensor)); }
 
     Tensor empty_stack(size_t l) const {
-        return torch::stable::new_empty(network.weights[0],
-                                        {network.batch, network.outputs, round_up(width(l), kernel.lanes)});
+        return new_memory(network.weights[0], {network.batch, network.outputs, round_up(width(l), kernel.lanes)});
     }
 
     void product(const Stack<T>& above, const T* weight, const Stack<T>& below) const {

@@ -13,13 +13,10 @@
 #include <optional>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "common/mlp_arguments.h"
 #include "cpu/capability.h"
 #include "cpu/denormals.h"
+#include "cpu/memory.h"
 #include "cpu/places.h"
 
 namespace gradreg_fast {
@@ -32,20 +29,6 @@ using Optional = std::optional<Tensor>;
 template <class T>
 const MlpKernels<T>& kernels() {
     return best_of(&mlp_kernels_avx512<T>, &mlp_kernels_avx2<T>, &mlp_kernels_baseline<T>);
-}
-
-// New memory whose first use costs a page fault for every two megabytes instead of every four kilobytes, where the
-// system can: blocks of some size come fresh from it at every call.
-Tensor new_memory(const Tensor& like, int64_t count) {
-    Tensor memory = torch::stable::new_empty(like, {count});
-#if defined(__linux__)
-    constexpr uintptr_t page = 2 << 20;
-    const uintptr_t address = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());
-    const uintptr_t begin = (address + page - 1) / page * page,
-                    end = (address + memory.numel() * memory.element_size()) / page * page;
-    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: may fail
-#endif
-    return memory;
 }
 
 // PyTorch's own product, as kernels take it.
@@ -179,7 +162,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional c
     Tensor y = torch::stable::new_empty(x, {rows, outputs});
     Tensor g = torch::stable::new_empty(x, {stack, rows, x.size(1)});
     Tensor norms = torch::stable::new_empty(x, {rows});
-    Tensor kept = new_memory(x, places.total);
+    Tensor kept = new_memory(x, {places.total});
     const auto run = single ? run_forward<float> : run_forward<double>;
     run(network, x, cotangent, checked, offset, biases, places, stack, unit_seed, y, g, norms, kept);
     return {y, g, norms, kept};

@@ -19,14 +19,16 @@
 
 namespace gradreg_fast {
 
-// Hands out pieces of a thread's scratch memory, or only counts them.
+// Hands out pieces of a thread's scratch memory, or only counts them. Tiles are whole pages, and in them a load right
+// behind a store to the same place of another page would wait for it: so there is a gap behind each piece.
 template <class T>
 struct Arena {
+    static constexpr int64_t gap = 320 / sizeof(T);
     T* base;
     int64_t used = 0;
     T* take(int64_t count) {
         T* piece = base ? base + used : nullptr;
-        used += count;
+        used += count + gap;
         return piece;
     }
 };
@@ -57,11 +59,19 @@ struct Sweeps {
             function(first, panel_width<T>(first, stride, most));
     }
 
+    // Call function(activation), with the cheapest that has this kind's numbers.
+    template <class Function>
+    static GRADREG_FAST_INLINE void with_activation(Kind kind, Settings settings, Function&& function) {
+        using Cheap = SoftplusFromOutput<Math>;
+        if (kind == Kind::Softplus && settings.second >= Cheap::least_threshold) return function(Cheap(settings));
+        with_kind<Math>(kind, settings, function);
+    }
+
     // h = phi(z); z becomes what is kept. Returns where h is: in place of z, or in `h`.
     static T* evaluate(const Layer<T>& layer, int64_t rows, T* z, T* h) {
         T* result = h;
         const int64_t count = rows * layer.output_stride, width = layer.output_stride;
-        with_kind<Math>(layer.kind, layer.settings, [&](auto activation) {
+        with_activation(layer.kind, layer.settings, [&](auto activation) {
             if (activation.from_output) result = z;
             if (layer.multiply == nullptr) {
                 for (int64_t i = 0; i < count; i += lanes)
@@ -80,7 +90,7 @@ struct Sweeps {
 
     // u_z = phi'(z) u.
     static void pull(const Layer<T>& layer, int64_t rows, int64_t stack, const T* state, const T* u, T* u_z) {
-        with_kind<Math>(layer.kind, layer.settings, [&](auto activation) {
+        with_activation(layer.kind, layer.settings, [&](auto activation) {
             each_panel(layer, [&](int64_t first, int64_t width) {
                 for (int64_t b = 0; b < rows; ++b)
                     for (int64_t i = 0; i < width; i += lanes) {
@@ -102,15 +112,13 @@ struct Sweeps {
     static void meet(const Layer<T>& layer, int64_t rows, int64_t stack, const T* state, const T* u, const T* zdot,
                      T* left, T* right, T* slopes) {
         const int64_t stacked = rows * stack, lines = stacked + rows;
-        with_kind<Math>(layer.kind, layer.settings, [&](auto activation) {
+        with_activation(layer.kind, layer.settings, [&](auto activation) {
             each_panel(layer, [&](int64_t first, int64_t width) {
                 for (int64_t b = 0; b < rows; ++b)
                     for (int64_t i = 0; i < width; i += lanes) {
                         const int64_t own = rows * first + b * width + i;
                         const int64_t below = lines * first + (stacked + b) * width + i;
                         const auto kept = activation.derivatives(V::load(state + own));
-                        V::store(right + below, kept.value);
-                        if constexpr (Adjoint) V::store(slopes + own, kept.slope);
                         Register sum{};
                         for (int64_t k = 0; k < stack; ++k) {
                             const int64_t line = (b * stack + k) * width + i;
@@ -120,6 +128,8 @@ struct Sweeps {
                             V::store(right + lines * first + line, kept.slope * tangent);
                             sum += cotangent * tangent;
                         }
+                        V::store(right + below, kept.value);
+                        if constexpr (Adjoint) V::store(slopes + own, kept.slope);
                         if constexpr (Adjoint && !activation.curvature_free) V::store(left + below, kept.bend * sum);
                     }
             });
@@ -561,7 +571,7 @@ struct Sweeps {
     }
 
     static void activate(Kind kind, Settings settings, const T* z, int64_t count, T* value, T* slope, T* bend) {
-        with_kind<Math>(kind, settings, [&](auto activation) {
+        with_activation(kind, settings, [&](auto activation) {
             for (int64_t i = 0; i < count; i += lanes) {
                 const Register at = V::load(z + i), y = activation.value(at);
                 const auto derivatives = activation.derivatives(activation.from_output ? y : at);

@@ -1,0 +1,66 @@
+// Large memory for what goes from one operation to another.
+//
+// Every page that comes fresh from the system costs a fault. PyTorch asks for aligned memory, and an aligned block that
+// was freed often cannot serve again, not even for as many bytes: glibc's needs some more to find the alignment in,
+// which small blocks have taken by then. So this memory is malloc's, aligned here.
+
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <new>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+// There from torch 2.11 on; null before.
+extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
+    void* data, int64_t dimensions, const int64_t* sizes, const int64_t* strides, int64_t offset, int32_t dtype,
+    int32_t device_type, int32_t device_index, AtenTensorHandle* result, int32_t layout, const uint8_t* metadata,
+    int64_t metadata_size, void (*deleter)(void* data, void* context), void* context);
+
+namespace gradreg_fast {
+
+// Have the system back the large pages in these bytes by one page each, if it can: of blocks beyond some size, malloc
+// gives all back at once.
+inline void advise_large_pages(void* memory, int64_t bytes) {
+#if defined(__linux__)
+    constexpr uintptr_t page = 2 << 20;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory);
+    const uintptr_t begin = (address + page - 1) / page * page, end = (address + bytes) / page * page;
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: may fail
+#endif
+}
+
+// Uninitialised, of the dtype of `like`, which is float32 or float64; on the CPU.
+inline torch::stable::Tensor new_memory(const torch::stable::Tensor& like, std::initializer_list<int64_t> sizes) {
+    using torch::stable::Tensor;
+    constexpr int64_t line = 64;  // of the cache
+    std::vector<int64_t> strides(sizes.size());
+    int64_t bytes = like.element_size();
+    for (size_t i = sizes.size(); i-- > 0; bytes *= sizes.begin()[i])
+        strides[i] = bytes / int64_t(like.element_size());
+    char* const block = torch_from_blob ? new (std::nothrow) char[bytes + line] : nullptr;
+    if (block == nullptr) {
+        const Tensor result = torch::stable::new_empty(like, {sizes.begin(), sizes.size()});
+        advise_large_pages(result.mutable_data_ptr(), bytes);
+        return result;
+    }
+    char* const begin = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(block) + line - 1) / line * line);
+    advise_large_pages(begin, bytes);
+    const bool single = like.scalar_type() == torch::headeronly::ScalarType::Float;
+    AtenTensorHandle result;
+    TORCH_ERROR_CODE_CHECK(torch_from_blob(
+        begin, int64_t(sizes.size()), sizes.begin(), strides.data(), 0,
+        single ? aoti_torch_dtype_float32() : aoti_torch_dtype_float64(), aoti_torch_device_type_cpu(), -1, &result,
+        aoti_torch_layout_strided(), nullptr, 0, [](void*, void* block) { delete[] static_cast<char*>(block); },
+        block));
+    return Tensor(result);
+}
+
+}  // namespace gradreg_fast
