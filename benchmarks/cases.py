@@ -104,6 +104,14 @@ CASES = (
         penalty="gradient_matching",
     ),
     Case(
+        "tiny-64x2-tanh",
+        models.mlp(64, 64, 1, activation="tanh"),
+        (2,),
+        rows=128,
+        task="mse",
+        penalty="gradient_matching",
+    ),
+    Case(
         "coordinate-64x2-tanh",
         models.mlp(64, 64, 1, activation="tanh"),
         (2,),
@@ -121,15 +129,7 @@ CASES = (
         penalty="gradient_matching",
     ),
     Case(
-        "coordinate-64x2-tanh-tiny",
-        models.mlp(64, 64, 1, activation="tanh"),
-        (2,),
-        rows=128,
-        task="mse",
-        penalty="gradient_matching",
-    ),
-    Case(
-        "critic-128x2-leaky-r1",
+        "critic-128x2-leaky-relu",
         models.mlp(128, 128, 1, activation="leaky_relu"),
         (16,),
         rows=1024,

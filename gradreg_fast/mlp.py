@@ -320,7 +320,7 @@ class Mlp:
         indices = len(shape) == 2 and target.shape == shape[:1] and target.dtype != torch.bool
         if _on_cuda(x):  # no waiting for the device: a class that is not there gives NaN
             return indices
-        return indices and (not has_numbers(target) or not target.numel() or bool(target.max() < shape[1]))
+        return indices and (not has_numbers(target) or not target.numel() or target.max().item() < shape[1])
 
     def takes(self, cotangent: Tensor, x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
         """Whether this is a stack of cotangents that fits; if not, PyTorch lines say what is wrong."""
