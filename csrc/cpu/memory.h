@@ -26,17 +26,6 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
 
 namespace gradreg_fast {
 
-// Have the system back the large pages in these bytes by one page each, if it can: of blocks beyond some size, malloc
-// gives all back at once.
-inline void advise_large_pages(void* memory, int64_t bytes) {
-#if defined(__linux__)
-    constexpr uintptr_t page = 2 << 20;
-    const uintptr_t address = reinterpret_cast<uintptr_t>(memory);
-    const uintptr_t begin = (address + page - 1) / page * page, end = (address + bytes) / page * page;
-    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: may fail
-#endif
-}
-
 // Uninitialised, of the dtype of `like`, which is float32 or float64; on the CPU.
 inline torch::stable::Tensor new_memory(const torch::stable::Tensor& like, std::initializer_list<int64_t> sizes) {
     using torch::stable::Tensor;
@@ -46,13 +35,8 @@ inline torch::stable::Tensor new_memory(const torch::stable::Tensor& like, std::
     for (size_t i = sizes.size(); i-- > 0; bytes *= sizes.begin()[i])
         strides[i] = bytes / int64_t(like.element_size());
     char* const block = torch_from_blob ? new (std::nothrow) char[bytes + line] : nullptr;
-    if (block == nullptr) {
-        const Tensor result = torch::stable::new_empty(like, {sizes.begin(), sizes.size()});
-        advise_large_pages(result.mutable_data_ptr(), bytes);
-        return result;
-    }
+    if (block == nullptr) return torch::stable::new_empty(like, {sizes.begin(), sizes.size()});
     char* const begin = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(block) + line - 1) / line * line);
-    advise_large_pages(begin, bytes);
     const bool single = like.scalar_type() == torch::headeronly::ScalarType::Float;
     AtenTensorHandle result;
     TORCH_ERROR_CODE_CHECK(torch_from_blob(
@@ -61,6 +45,17 @@ inline torch::stable::Tensor new_memory(const torch::stable::Tensor& like, std::
         aoti_torch_layout_strided(), nullptr, 0, [](void*, void* block) { delete[] static_cast<char*>(block); },
         block));
     return Tensor(result);
+}
+
+// Have the system back this memory by few large pages, if it can, for memory that comes fresh at every call.
+inline void advise_large_pages(const torch::stable::Tensor& memory) {
+#if defined(__linux__)
+    constexpr uintptr_t page = 2 << 20;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory.mutable_data_ptr());
+    const uintptr_t begin = (address + page - 1) / page * page,
+                    end = (address + memory.numel() * memory.element_size()) / page * page;
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: may fail
+#endif
 }
 
 }  // namespace gradreg_fast

@@ -90,7 +90,8 @@ constexpr int64_t tile_rows = 48;            // fill the register blocks of prod
 constexpr int64_t library_rows = 128;        // a library packs weights again for each tile
 constexpr int64_t cached_weights = 1 << 18;  // beyond, larger tiles: weights come from a further cache for each
 constexpr int64_t cached_library_weights = 1 << 20;
-constexpr int64_t thread_work = 1 << 18;  // multiplications that pay for waking a thread
+constexpr int64_t most_malloc_keeps = 32 << 20;  // glibc gives larger blocks back at once
+constexpr int64_t thread_work = 1 << 18;         // multiplications that pay for waking a thread
 
 // How a batch is split: into tiles by the stack's size alone, for both operations must agree; whole tiles to threads by
 // the sizes and the number of threads, so that sums are reproducible.
@@ -163,6 +164,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional c
     Tensor g = torch::stable::new_empty(x, {stack, rows, x.size(1)});
     Tensor norms = torch::stable::new_empty(x, {rows});
     Tensor kept = new_memory(x, {places.total});
+    if (kept.numel() * kept.element_size() > most_malloc_keeps) advise_large_pages(kept);
     const auto run = single ? run_forward<float> : run_forward<double>;
     run(network, x, cotangent, checked, offset, biases, places, stack, unit_seed, y, g, norms, kept);
     return {y, g, norms, kept};
