@@ -10,7 +10,6 @@
 
 #include "common/tensors.h"
 #include "cpu/capability.h"
-#include "cpu/memory.h"
 
 namespace gradreg_fast {
 namespace {
@@ -90,10 +89,8 @@ struct ActiveSweeps {
     Stack<T> stack(size_t l, const Tensor& tensor) const { return stack(l, mutable_data<T>(tensor)); }
 
     Tensor empty_stack(size_t l) const {
-        const Tensor stack =
-            new_memory(network.weights[0], {network.batch, network.outputs, round_up(width(l), kernel.lanes)});
-        advise_large_pages(stack);  // all stacks together are more than malloc keeps
-        return stack;
+        return torch::stable::new_empty(network.weights[0],
+                                        {network.batch, network.outputs, round_up(width(l), kernel.lanes)});
     }
 
     void product(const Stack<T>& above, const T* weight, const Stack<T>& below) const {
