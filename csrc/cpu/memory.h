@@ -10,9 +10,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <initializer_list>
 #include <new>
-#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -26,25 +24,20 @@ extern "C" __attribute__((weak)) AOTITorchError torch_from_blob(
 
 namespace gradreg_fast {
 
-// Uninitialised, of the dtype of `like`, which is float32 or float64; on the CPU.
-inline torch::stable::Tensor new_memory(const torch::stable::Tensor& like, std::initializer_list<int64_t> sizes) {
-    using torch::stable::Tensor;
-    constexpr int64_t line = 64;  // of the cache
-    std::vector<int64_t> strides(sizes.size());
-    int64_t bytes = like.element_size();
-    for (size_t i = sizes.size(); i-- > 0; bytes *= sizes.begin()[i])
-        strides[i] = bytes / int64_t(like.element_size());
-    char* const block = torch_from_blob ? new (std::nothrow) char[bytes + line] : nullptr;
-    if (block == nullptr) return torch::stable::new_empty(like, {sizes.begin(), sizes.size()});
+// So many numbers, uninitialised, of the dtype of `like`, which is float32 or float64; on the CPU.
+inline torch::stable::Tensor new_memory(const torch::stable::Tensor& like, int64_t count) {
+    constexpr int64_t line = 64, stride = 1;  // of the cache; of the tensor
+    char* const block =
+        torch_from_blob ? new (std::nothrow) char[count * int64_t(like.element_size()) + line] : nullptr;
+    if (block == nullptr) return torch::stable::new_empty(like, {count});
     char* const begin = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(block) + line - 1) / line * line);
     const bool single = like.scalar_type() == torch::headeronly::ScalarType::Float;
     AtenTensorHandle result;
     TORCH_ERROR_CODE_CHECK(torch_from_blob(
-        begin, int64_t(sizes.size()), sizes.begin(), strides.data(), 0,
-        single ? aoti_torch_dtype_float32() : aoti_torch_dtype_float64(), aoti_torch_device_type_cpu(), -1, &result,
-        aoti_torch_layout_strided(), nullptr, 0, [](void*, void* block) { delete[] static_cast<char*>(block); },
-        block));
-    return Tensor(result);
+        begin, 1, &count, &stride, 0, single ? aoti_torch_dtype_float32() : aoti_torch_dtype_float64(),
+        aoti_torch_device_type_cpu(), -1, &result, aoti_torch_layout_strided(), nullptr, 0,
+        [](void*, void* block) { delete[] static_cast<char*>(block); }, block));
+    return torch::stable::Tensor(result);
 }
 
 // Have the system back this memory by few large pages, if it can, for memory that comes fresh at every call.

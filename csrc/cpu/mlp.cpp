@@ -163,7 +163,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_forward_pull(Tensor x, Optional c
     Tensor y = torch::stable::new_empty(x, {rows, outputs});
     Tensor g = torch::stable::new_empty(x, {stack, rows, x.size(1)});
     Tensor norms = torch::stable::new_empty(x, {rows});
-    Tensor kept = new_memory(x, {places.total});
+    Tensor kept = new_memory(x, places.total);
     if (kept.numel() * kept.element_size() > most_malloc_keeps) advise_large_pages(kept);
     const auto run = single ? run_forward<float> : run_forward<double>;
     run(network, x, cotangent, checked, offset, biases, places, stack, unit_seed, y, g, norms, kept);
