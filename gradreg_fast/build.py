@@ -5,8 +5,9 @@ library is built without them. They are free of torch's headers, and the library
 
 The build at first use runs once per machine. Its library lies in a per-user cache (``$GRADREG_FAST_CACHE``, else
 ``$XDG_CACHE_HOME/gradreg_fast``, else ``~/.cache/gradreg_fast``) in a folder named by a hash of everything that shapes
-it. The kernels choose among instruction sets when they run, so that of the processor only its family is in the hash.
-Concurrent processes wait for one build; a failed one leaves a marker beside its log, and is not tried again.
+it, and by the processor's instruction set: kernels for all of them are compiled only ahead of time, where the library
+chooses when it runs. Concurrent processes wait for one build; a failed one leaves a marker beside its log, and is not
+tried again.
 """
 
 from __future__ import annotations
@@ -90,6 +91,8 @@ CUDA_SOURCES = (
     "cuda/rows.cu",
     "cuda/runtime.cu",
 )
+CAPABILITIES = ("baseline", "avx2", "avx512")
+"""Instruction sets that there are kernels for, in sources whose names end so; numbered as in ``cpu/capability.h``."""
 FLAGS = (
     "-O3",
     "-g0",
@@ -180,10 +183,11 @@ def _just_in_time(sources: Path | None, nvcc: str | None) -> ModuleType:
 
 def _load(sources: Path, compiler: list[str], nvcc: str | None) -> ModuleType:
     """The cached library, built first if it is not there."""
-    folder = cache_folder() / cache_key(sources, compiler, nvcc)
+    capability = cpu_capability()
+    folder = cache_folder() / f"{cache_key(sources, compiler, nvcc)}-{capability}"
     library = folder / FILE
     if not library.exists():
-        _build_once(sources, compiler, nvcc, folder, library)
+        _build_once(sources, compiler, nvcc, capability, folder, library)
     return _import(library)
 
 
@@ -245,6 +249,23 @@ def _where_to_get_nvcc() -> str:
     return f"install the CUDA toolkit {version}"
 
 
+def cpu_capability() -> str:
+    """This processor's best among `CAPABILITIES`, or less where ``$GRADREG_FAST_CPU_CAPABILITY`` says so."""
+    import torch
+
+    best = {"AVX2": "avx2", "AVX512": "avx512"}.get(torch.backends.cpu.get_cpu_capability(), "baseline")
+    wish = os.environ.get("GRADREG_FAST_CPU_CAPABILITY")
+    return min(best, wish, key=CAPABILITIES.index) if wish in CAPABILITIES else best
+
+
+def source_names(nvcc: str | None, capability: str | None) -> list[str]:
+    """The sources of a library with or without CUDA kernels, for one instruction set or for all; the longest first."""
+    mine = tuple(f"_{name}.cpp" for name in CAPABILITIES if capability in (None, name))
+    others = tuple(f"_{name}.cpp" for name in CAPABILITIES if capability not in (None, name))
+    names = [name for name in (*SOURCES, *(CUDA_SOURCES if nvcc else ())) if not name.endswith(others)]
+    return sorted(names, key=lambda name: not name.endswith((".cu", *mine)))
+
+
 def cache_key(sources: Path, compiler: list[str], nvcc: str | None = None) -> str:
     """A hash of what decides the library's bytes and where it can be loaded."""
     import torch
@@ -293,10 +314,21 @@ def link_flags(pass_on: str = "-Wl,") -> list[str]:
 
 
 def commands(
-    sources: Path, names: Sequence[str], compiler: list[str], nvcc: str | None, folder: Path, library: Path
+    sources: Path,
+    names: Sequence[str],
+    compiler: list[str],
+    nvcc: str | None,
+    folder: Path,
+    library: Path,
+    capability: str | None = None,
 ) -> tuple[list[list[str]], list[str]]:
-    """The compilations of the named sources into the folder, in any order, and the link of the library behind them."""
+    """The compilations of the named sources into the folder, in any order, and the link of the library behind them.
+
+    The library will have the CPU's kernels for one instruction set, or choose among all when it runs.
+    """
     host, link, pass_on = [*compiler, *host_flags(sources)], [*compiler, "-shared"], "-Wl,"
+    if capability is not None:
+        host.append(f"-DGRADREG_FAST_CAPABILITY={CAPABILITIES.index(capability)}")
     if nvcc is not None:
         device = [nvcc, f"-ccbin={compiler[0]}", *CUDA_FLAGS, f"-I{sources}"]
         host.append("-DGRADREG_FAST_CUDA")
@@ -316,12 +348,14 @@ def jobs() -> int:
     return int(wish) if wish.isdigit() and int(wish) > 0 else os.cpu_count() or 1
 
 
-def compile_library(sources: Path, compiler: list[str], nvcc: str | None, library: Path, log: Path) -> str | None:
-    """Compile the library, with nvcc its CUDA kernels too; None, or the first error."""
-    names = SOURCES if nvcc is None else (*SOURCES, *CUDA_SOURCES)
+def compile_library(
+    sources: Path, compiler: list[str], nvcc: str | None, capability: str | None, library: Path, log: Path
+) -> str | None:
+    """Compile the library, with nvcc its CUDA kernels too, for one instruction set or for all; None, or the error."""
+    names = source_names(nvcc, capability)
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         unfinished = Path(scratch) / library.name
-        error = _compile(*commands(sources, names, compiler, nvcc, Path(scratch), unfinished), log)
+        error = _compile(*commands(sources, names, compiler, nvcc, Path(scratch), unfinished, capability), log)
         if error is None:
             os.replace(unfinished, library)
         return error
@@ -340,13 +374,15 @@ def compile_ahead(library: Path) -> None:
         choices = (None,)
     with tempfile.TemporaryDirectory() as folder:
         for nvcc in choices:
-            error = compile_library(sources, compiler, nvcc, library, Path(folder) / "build.log")
+            error = compile_library(sources, compiler, nvcc, None, library, Path(folder) / "build.log")
             if error is None:
                 return
     raise BuildError(error)
 
 
-def _build_once(sources: Path, compiler: list[str], nvcc: str | None, folder: Path, library: Path) -> None:
+def _build_once(
+    sources: Path, compiler: list[str], nvcc: str | None, capability: str, folder: Path, library: Path
+) -> None:
     """Build the library unless another process just did, or failed to."""
     failure, log = folder / "failed", folder / "build.log"
     if failure.exists():
@@ -358,7 +394,7 @@ def _build_once(sources: Path, compiler: list[str], nvcc: str | None, folder: Pa
                 raise BuildError(_remembered(failure, log))
             if library.exists():
                 return
-            error = compile_library(sources, compiler, nvcc, library, log)
+            error = compile_library(sources, compiler, nvcc, capability, library, log)
             if error is None:
                 return
             failure.write_text(error)

@@ -42,7 +42,7 @@ class Kernel:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Instruction sets that it is compiled for."""
+        """Instruction sets that it is compiled for: ahead of time, all; at first use, of the CPU's the processor's."""
         return (*TARGETS, f"PTX {PTX}") if self.file.startswith("cuda/") else CPU_TARGETS
 
     def budget(self, field: str) -> int:

@@ -141,7 +141,7 @@ def test_two_processes_wait_for_one_build(run, tmp_path, compiler):
         assert "cannot be loaded" in out  # an empty file is no library, but there is one
     from gradreg_fast import build
 
-    assert calls(tmp_path) == len(build.SOURCES) + 1
+    assert calls(tmp_path) == len(build.source_names(None, build.cpu_capability())) + 1
     (folder,) = (tmp_path / "cache").iterdir()
     assert sorted(path.suffix for path in folder.iterdir()) == ["", ".log", ".so"]  # the lock; nothing unfinished
 
@@ -159,6 +159,25 @@ def test_a_change_of_compiler_is_another_library(tmp_path, compiler, monkeypatch
     mine = compiler("exit 0")["CXX"]
     assert build.cache_key(sources, [mine]) == build.cache_key(sources, [mine])
     assert build.cache_key(sources, [mine]) != build.cache_key(sources, [mine, "-m32"])
+
+
+def test_a_build_at_first_use_is_for_one_instruction_set(run, tmp_path, compiler):
+    recording = compiler('echo "$*" >> "$FAKE_CALLS"; exit 1')
+    finished(run(ASK, tmp_path / "cache", GRADREG_FAST_CPU_CAPABILITY="baseline", **recording))
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert folder.name.endswith("-baseline")
+    said = (tmp_path / "calls").read_text()
+    assert "mlp_baseline.cpp" in said and "-DGRADREG_FAST_CAPABILITY=0 " in said
+    assert "avx2.cpp" not in said and "avx512.cpp" not in said
+
+
+def test_a_build_ahead_of_time_is_for_all():
+    from gradreg_fast import build
+
+    assert sorted(build.source_names(None, None)) == sorted(build.SOURCES)
+    shares = [build.source_names(None, capability) for capability in build.CAPABILITIES]
+    assert set().union(*shares) == set(build.SOURCES)
+    assert [sum("mlp_" in name for name in share) for share in shares] == [1, 1, 1]
 
 
 def test_every_source_is_listed():

@@ -77,15 +77,23 @@ inline void check_like(const torch::stable::Tensor& tensor, const torch::stable:
     check_without_gaps(tensor, name);
 }
 
-// Uninitialised memory, aligned to lines of the cache. It is aligned here: what an allocator aligns by itself it often
-// cannot use again for as large a piece, and every new page costs.
+constexpr int64_t cache_line = 64;  // bytes
+
+// The first line of the cache in a block that has room for one more than is needed. Memory is malloc's, aligned here:
+// an aligned block that was freed often cannot serve again, not even for as many bytes (glibc's needs some more to find
+// the alignment in, which small blocks have taken by then), and every page that comes fresh from the system costs a
+// fault.
+inline char* first_line(char* block) {
+    return reinterpret_cast<char*>(round_up(reinterpret_cast<intptr_t>(block), cache_line));
+}
+
+// Uninitialised memory.
 class Scratch {
   public:
-    explicit Scratch(int64_t bytes) : memory(new char[bytes + line]) {}
-    char* get() const { return reinterpret_cast<char*>(round_up(reinterpret_cast<intptr_t>(memory.get()), line)); }
+    explicit Scratch(int64_t bytes) : memory(new char[bytes + cache_line]) {}
+    char* get() const { return first_line(memory.get()); }
 
   private:
-    static constexpr int64_t line = 64;
     std::unique_ptr<char[]> memory;
 };
 

@@ -19,7 +19,7 @@ using torch::stable::Tensor;
 
 template <class T>
 const ActiveKernels<T>& kernels() {
-    return best_of(&active_kernels_avx512<T>, &active_kernels_avx2<T>, &active_kernels_baseline<T>);
+    return best_of([](auto capability) -> auto& { return active_kernels<T, capability>(); });
 }
 
 constexpr int64_t thread_work = 1 << 18;     // multiplications that pay for waking a thread

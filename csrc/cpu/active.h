@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "cpu/capability.h"
+
 namespace gradreg_fast {
 
 // K rows a sample, of which only the active columns are there: sample b's [K, stride] begin at b K padded(width), where
@@ -42,11 +44,7 @@ struct ActiveKernels {
                 char* scratch);
 };
 
-template <class T>
-const ActiveKernels<T>& active_kernels_avx512();
-template <class T>
-const ActiveKernels<T>& active_kernels_avx2();
-template <class T>
-const ActiveKernels<T>& active_kernels_baseline();
+template <class T, Capability>
+const ActiveKernels<T>& active_kernels();
 
 }  // namespace gradreg_fast

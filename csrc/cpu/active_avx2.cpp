@@ -11,12 +11,12 @@
 namespace gradreg_fast {
 
 template <>
-const ActiveKernels<float>& active_kernels_avx2<float>() {
+const ActiveKernels<float>& active_kernels<float, Capability::AVX2>() {
     return ActiveProducts<float, 32>::kernels();
 }
 
 template <>
-const ActiveKernels<double>& active_kernels_avx2<double>() {
+const ActiveKernels<double>& active_kernels<double, Capability::AVX2>() {
     return ActiveProducts<double, 32>::kernels();
 }
 

@@ -14,12 +14,12 @@
 namespace gradreg_fast {
 
 template <>
-const ActiveKernels<float>& active_kernels_avx512<float>() {
+const ActiveKernels<float>& active_kernels<float, Capability::AVX512>() {
     return ActiveProducts<float, 64>::kernels();
 }
 
 template <>
-const ActiveKernels<double>& active_kernels_avx512<double>() {
+const ActiveKernels<double>& active_kernels<double, Capability::AVX512>() {
     return ActiveProducts<double, 64>::kernels();
 }
 

@@ -8,12 +8,12 @@
 namespace gradreg_fast {
 
 template <>
-const ActiveKernels<float>& active_kernels_baseline<float>() {
+const ActiveKernels<float>& active_kernels<float, Capability::Baseline>() {
     return ActiveProducts<float, 16>::kernels();
 }
 
 template <>
-const ActiveKernels<double>& active_kernels_baseline<double>() {
+const ActiveKernels<double>& active_kernels<double, Capability::Baseline>() {
     return ActiveProducts<double, 16>::kernels();
 }
 

@@ -48,8 +48,7 @@ class AveragePasses {
 
     template <class T>
     static const AveragePoolKernels<T>& kernels() {
-        return best_of(&average_pool_kernels_avx512<T>, &average_pool_kernels_avx2<T>,
-                       &average_pool_kernels_baseline<T>);
+        return best_of([](auto capability) -> auto& { return average_pool_kernels<T, capability>(); });
     }
 };
 

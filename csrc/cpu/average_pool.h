@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/average_pool.h"
+#include "cpu/capability.h"
 
 namespace gradreg_fast {
 
@@ -17,11 +18,7 @@ struct AveragePoolKernels {
     void (*meet)(const AveragePool&, const T* u, const T* xdot, int64_t stack, T* second, int64_t begin, int64_t end);
 };
 
-template <class T>
-const AveragePoolKernels<T>& average_pool_kernels_avx512();
-template <class T>
-const AveragePoolKernels<T>& average_pool_kernels_avx2();
-template <class T>
-const AveragePoolKernels<T>& average_pool_kernels_baseline();
+template <class T, Capability>
+const AveragePoolKernels<T>& average_pool_kernels();
 
 }  // namespace gradreg_fast

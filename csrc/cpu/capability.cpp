@@ -5,6 +5,14 @@
 
 namespace gradreg_fast {
 
+#if defined(GRADREG_FAST_CAPABILITY)
+
+Capability cpu_capability() {
+    return Capability(GRADREG_FAST_CAPABILITY);
+}
+
+#else
+
 static Capability best() {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
@@ -27,6 +35,8 @@ Capability cpu_capability() {
     static const Capability capability = chosen();
     return capability;
 }
+
+#endif
 
 const char* capability_name(Capability capability) {
     switch (capability) {

@@ -1,12 +1,16 @@
-// Which instruction set this processor has, among those that the kernels are compiled for.
+// Which instruction set the kernels use, among those that they are compiled for.
 
 #pragma once
+
+#include <type_traits>
 
 namespace gradreg_fast {
 
 enum class Capability : int { Baseline, AVX2, AVX512 };
 
-// Asked once; GRADREG_FAST_CPU_CAPABILITY=baseline|avx2|avx512 in the environment may lower it, for tests and reports.
+// A library that is built ahead of time has the kernels for all, and asks the processor once;
+// GRADREG_FAST_CPU_CAPABILITY=baseline|avx2|avx512 in the environment may lower it, for tests and reports. One that is
+// built at first use has them for GRADREG_FAST_CAPABILITY alone, which was found the same way.
 Capability cpu_capability();
 const char* capability_name(Capability capability);
 
@@ -15,18 +19,25 @@ constexpr int lanes(Capability capability, int element_size) {
     return (16 << int(capability)) / element_size;
 }
 
-// Of the tables of kernels, one for each instruction set, this processor's.
-template <class Table>
-const Table& best_of(const Table& (*avx512)(), const Table& (*avx2)(), const Table& (*baseline)()) {
+template <Capability capability>
+using CapabilityConstant = std::integral_constant<Capability, capability>;
+
+// Of tables of kernels, one for each instruction set, this processor's: tables(capability), a constant.
+template <class Tables>
+auto& best_of(Tables&& tables) {
+#if defined(GRADREG_FAST_CAPABILITY)
+    return tables(CapabilityConstant<Capability(GRADREG_FAST_CAPABILITY)>{});
+#else
     switch (cpu_capability()) {
         case Capability::AVX512:
-            return avx512();
+            return tables(CapabilityConstant<Capability::AVX512>{});
         case Capability::AVX2:
-            return avx2();
+            return tables(CapabilityConstant<Capability::AVX2>{});
         case Capability::Baseline:
             break;
     }
-    return baseline();
+    return tables(CapabilityConstant<Capability::Baseline>{});
+#endif
 }
 
 }  // namespace gradreg_fast

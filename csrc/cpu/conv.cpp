@@ -21,7 +21,7 @@ using Pair = ConvSizes::Pair;
 
 template <class T>
 const ConvKernels<T>& kernels() {
-    return best_of(&conv_kernels_avx512<T>, &conv_kernels_avx2<T>, &conv_kernels_baseline<T>);
+    return best_of([](auto capability) -> auto& { return conv_kernels<T, capability>(); });
 }
 
 int64_t lanes_of(ScalarType type) {

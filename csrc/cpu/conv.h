@@ -13,6 +13,7 @@
 
 #include "common/activation.h"
 #include "common/pooling.h"
+#include "cpu/capability.h"
 
 namespace gradreg_fast {
 
@@ -144,11 +145,7 @@ GRADREG_FAST_INLINE int64_t block_begin(int64_t channels, int64_t count, int64_t
     return channels * block / count;
 }
 
-template <class T>
-const ConvKernels<T>& conv_kernels_avx512();
-template <class T>
-const ConvKernels<T>& conv_kernels_avx2();
-template <class T>
-const ConvKernels<T>& conv_kernels_baseline();
+template <class T, Capability>
+const ConvKernels<T>& conv_kernels();
 
 }  // namespace gradreg_fast

@@ -11,12 +11,12 @@
 namespace gradreg_fast {
 
 template <>
-const ConvKernels<float>& conv_kernels_avx2<float>() {
+const ConvKernels<float>& conv_kernels<float, Capability::AVX2>() {
     return ConvSweeps<float, 32>::kernels();
 }
 
 template <>
-const ConvKernels<double>& conv_kernels_avx2<double>() {
+const ConvKernels<double>& conv_kernels<double, Capability::AVX2>() {
     return ConvSweeps<double, 32>::kernels();
 }
 

@@ -11,12 +11,12 @@
 namespace gradreg_fast {
 
 template <>
-const ConvKernels<float>& conv_kernels_avx512<float>() {
+const ConvKernels<float>& conv_kernels<float, Capability::AVX512>() {
     return ConvSweeps<float, 64>::kernels();
 }
 
 template <>
-const ConvKernels<double>& conv_kernels_avx512<double>() {
+const ConvKernels<double>& conv_kernels<double, Capability::AVX512>() {
     return ConvSweeps<double, 64>::kernels();
 }
 

@@ -7,12 +7,12 @@
 namespace gradreg_fast {
 
 template <>
-const ConvKernels<float>& conv_kernels_baseline<float>() {
+const ConvKernels<float>& conv_kernels<float, Capability::Baseline>() {
     return ConvSweeps<float, 16>::kernels();
 }
 
 template <>
-const ConvKernels<double>& conv_kernels_baseline<double>() {
+const ConvKernels<double>& conv_kernels<double, Capability::Baseline>() {
     return ConvSweeps<double, 16>::kernels();
 }
 

@@ -45,7 +45,7 @@ class Passes {
 
     template <class T>
     static const ElementwiseKernels<T>& kernels() {
-        return best_of(&elementwise_kernels_avx512<T>, &elementwise_kernels_avx2<T>, &elementwise_kernels_baseline<T>);
+        return best_of([](auto capability) -> auto& { return elementwise_kernels<T, capability>(); });
     }
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/elementwise.h"
+#include "cpu/capability.h"
 
 namespace gradreg_fast {
 
@@ -17,11 +18,7 @@ struct ElementwiseKernels {
     void (*bend)(const Elementwise&, const T* d, const T* w, bool below, T* result, int64_t begin, int64_t end);
 };
 
-template <class T>
-const ElementwiseKernels<T>& elementwise_kernels_avx512();
-template <class T>
-const ElementwiseKernels<T>& elementwise_kernels_avx2();
-template <class T>
-const ElementwiseKernels<T>& elementwise_kernels_baseline();
+template <class T, Capability>
+const ElementwiseKernels<T>& elementwise_kernels();
 
 }  // namespace gradreg_fast

@@ -11,12 +11,12 @@
 namespace gradreg_fast {
 
 template <>
-const ElementwiseKernels<float>& elementwise_kernels_avx2<float>() {
+const ElementwiseKernels<float>& elementwise_kernels<float, Capability::AVX2>() {
     return ElementwisePasses<float, 32>::kernels();
 }
 
 template <>
-const ElementwiseKernels<double>& elementwise_kernels_avx2<double>() {
+const ElementwiseKernels<double>& elementwise_kernels<double, Capability::AVX2>() {
     return ElementwisePasses<double, 32>::kernels();
 }
 

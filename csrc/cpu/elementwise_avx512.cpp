@@ -11,12 +11,12 @@
 namespace gradreg_fast {
 
 template <>
-const ElementwiseKernels<float>& elementwise_kernels_avx512<float>() {
+const ElementwiseKernels<float>& elementwise_kernels<float, Capability::AVX512>() {
     return ElementwisePasses<float, 64>::kernels();
 }
 
 template <>
-const ElementwiseKernels<double>& elementwise_kernels_avx512<double>() {
+const ElementwiseKernels<double>& elementwise_kernels<double, Capability::AVX512>() {
     return ElementwisePasses<double, 64>::kernels();
 }
 

@@ -7,12 +7,12 @@
 namespace gradreg_fast {
 
 template <>
-const ElementwiseKernels<float>& elementwise_kernels_baseline<float>() {
+const ElementwiseKernels<float>& elementwise_kernels<float, Capability::Baseline>() {
     return ElementwisePasses<float, 16>::kernels();
 }
 
 template <>
-const ElementwiseKernels<double>& elementwise_kernels_baseline<double>() {
+const ElementwiseKernels<double>& elementwise_kernels<double, Capability::Baseline>() {
     return ElementwisePasses<double, 16>::kernels();
 }
 

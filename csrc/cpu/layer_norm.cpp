@@ -20,7 +20,7 @@ using Optional = std::optional<Tensor>;
 
 template <class T>
 const RowNormKernels<T>& kernels() {
-    return best_of(&row_norm_kernels_avx512<T>, &row_norm_kernels_avx2<T>, &row_norm_kernels_baseline<T>);
+    return best_of([](auto capability) -> auto& { return row_norm_kernels<T, capability>(); });
 }
 
 template <class T>

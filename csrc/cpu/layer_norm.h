@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "cpu/capability.h"
+
 namespace gradreg_fast {
 
 template <class T>
@@ -31,11 +33,7 @@ struct RowNormKernels {
                  int64_t begin, int64_t end);
 };
 
-template <class T>
-const RowNormKernels<T>& row_norm_kernels_avx512();
-template <class T>
-const RowNormKernels<T>& row_norm_kernels_avx2();
-template <class T>
-const RowNormKernels<T>& row_norm_kernels_baseline();
+template <class T, Capability>
+const RowNormKernels<T>& row_norm_kernels();
 
 }  // namespace gradreg_fast

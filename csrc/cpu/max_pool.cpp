@@ -37,7 +37,7 @@ class MaxPasses {
 
     template <class T>
     static const MaxPoolKernels<T>& kernels() {
-        return best_of(&max_pool_kernels_avx512<T>, &max_pool_kernels_avx2<T>, &max_pool_kernels_baseline<T>);
+        return best_of([](auto capability) -> auto& { return max_pool_kernels<T, capability>(); });
     }
 };
 

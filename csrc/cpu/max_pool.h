@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/max_pool.h"
+#include "cpu/capability.h"
 
 namespace gradreg_fast {
 
@@ -15,11 +16,7 @@ struct MaxPoolKernels {
     void (*pull)(const MaxPool&, const uint8_t* code, const T* u, int64_t stack, T* below, int64_t begin, int64_t end);
 };
 
-template <class T>
-const MaxPoolKernels<T>& max_pool_kernels_avx512();
-template <class T>
-const MaxPoolKernels<T>& max_pool_kernels_avx2();
-template <class T>
-const MaxPoolKernels<T>& max_pool_kernels_baseline();
+template <class T, Capability>
+const MaxPoolKernels<T>& max_pool_kernels();
 
 }  // namespace gradreg_fast

@@ -1,16 +1,13 @@
-// Large memory for what goes from one operation to another.
-//
-// Every page that comes fresh from the system costs a fault. PyTorch asks for aligned memory, and an aligned block that
-// was freed often cannot serve again, not even for as many bytes: glibc's needs some more to find the alignment in,
-// which small blocks have taken by then. So this memory is malloc's, aligned here.
+// Large memory for what goes from one operation to another: a tensor in memory of malloc's, where PyTorch's would come
+// aligned from the system and cost faults (common/tensors.h).
 
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <new>
+
+#include "common/tensors.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -26,15 +23,14 @@ namespace gradreg_fast {
 
 // So many numbers, uninitialised, of the dtype of `like`, which is float32 or float64; on the CPU.
 inline torch::stable::Tensor new_memory(const torch::stable::Tensor& like, int64_t count) {
-    constexpr int64_t line = 64, stride = 1;  // of the cache; of the tensor
     char* const block =
-        torch_from_blob ? new (std::nothrow) char[count * int64_t(like.element_size()) + line] : nullptr;
+        torch_from_blob ? new (std::nothrow) char[count * int64_t(like.element_size()) + cache_line] : nullptr;
     if (block == nullptr) return torch::stable::new_empty(like, {count});
-    char* const begin = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(block) + line - 1) / line * line);
+    constexpr int64_t stride = 1;
     const bool single = like.scalar_type() == torch::headeronly::ScalarType::Float;
     AtenTensorHandle result;
     TORCH_ERROR_CODE_CHECK(torch_from_blob(
-        begin, 1, &count, &stride, 0, single ? aoti_torch_dtype_float32() : aoti_torch_dtype_float64(),
+        first_line(block), 1, &count, &stride, 0, single ? aoti_torch_dtype_float32() : aoti_torch_dtype_float64(),
         aoti_torch_device_type_cpu(), -1, &result, aoti_torch_layout_strided(), nullptr, 0,
         [](void*, void* block) { delete[] static_cast<char*>(block); }, block));
     return torch::stable::Tensor(result);

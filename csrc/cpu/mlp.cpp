@@ -8,8 +8,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <optional>
 #include <vector>
 
@@ -28,7 +26,7 @@ using Optional = std::optional<Tensor>;
 
 template <class T>
 const MlpKernels<T>& kernels() {
-    return best_of(&mlp_kernels_avx512<T>, &mlp_kernels_avx2<T>, &mlp_kernels_baseline<T>);
+    return best_of([](auto capability) -> auto& { return mlp_kernels<T, capability>(); });
 }
 
 // PyTorch's own product, as kernels take it.

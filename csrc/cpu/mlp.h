@@ -13,6 +13,7 @@
 
 #include "common/activation.h"
 #include "common/loss.h"
+#include "cpu/capability.h"
 
 namespace gradreg_fast {
 
@@ -118,11 +119,7 @@ struct MlpKernels {
     void (*activate)(Kind, Settings, const T* z, int64_t count, T* value, T* slope, T* bend);
 };
 
-template <class T>
-const MlpKernels<T>& mlp_kernels_avx512();
-template <class T>
-const MlpKernels<T>& mlp_kernels_avx2();
-template <class T>
-const MlpKernels<T>& mlp_kernels_baseline();
+template <class T, Capability>
+const MlpKernels<T>& mlp_kernels();
 
 }  // namespace gradreg_fast

@@ -11,12 +11,12 @@
 namespace gradreg_fast {
 
 template <>
-const MlpKernels<float>& mlp_kernels_avx2<float>() {
+const MlpKernels<float>& mlp_kernels<float, Capability::AVX2>() {
     return Sweeps<float, 32>::kernels();
 }
 
 template <>
-const MlpKernels<double>& mlp_kernels_avx2<double>() {
+const MlpKernels<double>& mlp_kernels<double, Capability::AVX2>() {
     return Sweeps<double, 32>::kernels();
 }
 

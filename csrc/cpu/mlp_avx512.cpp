@@ -11,12 +11,12 @@
 namespace gradreg_fast {
 
 template <>
-const MlpKernels<float>& mlp_kernels_avx512<float>() {
+const MlpKernels<float>& mlp_kernels<float, Capability::AVX512>() {
     return Sweeps<float, 64>::kernels();
 }
 
 template <>
-const MlpKernels<double>& mlp_kernels_avx512<double>() {
+const MlpKernels<double>& mlp_kernels<double, Capability::AVX512>() {
     return Sweeps<double, 64>::kernels();
 }
 

@@ -8,12 +8,12 @@
 namespace gradreg_fast {
 
 template <>
-const MlpKernels<float>& mlp_kernels_baseline<float>() {
+const MlpKernels<float>& mlp_kernels<float, Capability::Baseline>() {
     return Sweeps<float, 16>::kernels();
 }
 
 template <>
-const MlpKernels<double>& mlp_kernels_baseline<double>() {
+const MlpKernels<double>& mlp_kernels<double, Capability::Baseline>() {
     return Sweeps<double, 16>::kernels();
 }
 

@@ -20,7 +20,7 @@ using Optional = std::optional<Tensor>;
 
 template <class T>
 const NormKernels<T>& kernels() {
-    return best_of(&norm_kernels_avx512<T>, &norm_kernels_avx2<T>, &norm_kernels_baseline<T>);
+    return best_of([](auto capability) -> auto& { return norm_kernels<T, capability>(); });
 }
 
 // A normalisation at x, checked.

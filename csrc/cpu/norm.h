@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "cpu/capability.h"
+
 namespace gradreg_fast {
 
 // Where numbers lie: in lines of all channels (channels last), or of one channel's pixels in one sample.
@@ -49,11 +51,7 @@ struct NormKernels {
     void (*pass)(const NormLayout<T>&, const NormPass<T>&, int64_t begin, int64_t end);
 };
 
-template <class T>
-const NormKernels<T>& norm_kernels_avx512();
-template <class T>
-const NormKernels<T>& norm_kernels_avx2();
-template <class T>
-const NormKernels<T>& norm_kernels_baseline();
+template <class T, Capability>
+const NormKernels<T>& norm_kernels();
 
 }  // namespace gradreg_fast

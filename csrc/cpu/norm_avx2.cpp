@@ -12,22 +12,22 @@
 namespace gradreg_fast {
 
 template <>
-const NormKernels<float>& norm_kernels_avx2<float>() {
+const NormKernels<float>& norm_kernels<float, Capability::AVX2>() {
     return NormPasses<float, 32>::kernels();
 }
 
 template <>
-const NormKernels<double>& norm_kernels_avx2<double>() {
+const NormKernels<double>& norm_kernels<double, Capability::AVX2>() {
     return NormPasses<double, 32>::kernels();
 }
 
 template <>
-const RowNormKernels<float>& row_norm_kernels_avx2<float>() {
+const RowNormKernels<float>& row_norm_kernels<float, Capability::AVX2>() {
     return RowNormPasses<float, 32>::kernels();
 }
 
 template <>
-const RowNormKernels<double>& row_norm_kernels_avx2<double>() {
+const RowNormKernels<double>& row_norm_kernels<double, Capability::AVX2>() {
     return RowNormPasses<double, 32>::kernels();
 }
 

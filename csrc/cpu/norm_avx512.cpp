@@ -12,22 +12,22 @@
 namespace gradreg_fast {
 
 template <>
-const NormKernels<float>& norm_kernels_avx512<float>() {
+const NormKernels<float>& norm_kernels<float, Capability::AVX512>() {
     return NormPasses<float, 64>::kernels();
 }
 
 template <>
-const NormKernels<double>& norm_kernels_avx512<double>() {
+const NormKernels<double>& norm_kernels<double, Capability::AVX512>() {
     return NormPasses<double, 64>::kernels();
 }
 
 template <>
-const RowNormKernels<float>& row_norm_kernels_avx512<float>() {
+const RowNormKernels<float>& row_norm_kernels<float, Capability::AVX512>() {
     return RowNormPasses<float, 64>::kernels();
 }
 
 template <>
-const RowNormKernels<double>& row_norm_kernels_avx512<double>() {
+const RowNormKernels<double>& row_norm_kernels<double, Capability::AVX512>() {
     return RowNormPasses<double, 64>::kernels();
 }
 

@@ -8,22 +8,22 @@
 namespace gradreg_fast {
 
 template <>
-const NormKernels<float>& norm_kernels_baseline<float>() {
+const NormKernels<float>& norm_kernels<float, Capability::Baseline>() {
     return NormPasses<float, 16>::kernels();
 }
 
 template <>
-const NormKernels<double>& norm_kernels_baseline<double>() {
+const NormKernels<double>& norm_kernels<double, Capability::Baseline>() {
     return NormPasses<double, 16>::kernels();
 }
 
 template <>
-const RowNormKernels<float>& row_norm_kernels_baseline<float>() {
+const RowNormKernels<float>& row_norm_kernels<float, Capability::Baseline>() {
     return RowNormPasses<float, 16>::kernels();
 }
 
 template <>
-const RowNormKernels<double>& row_norm_kernels_baseline<double>() {
+const RowNormKernels<double>& row_norm_kernels<double, Capability::Baseline>() {
     return RowNormPasses<double, 16>::kernels();
 }
 

@@ -12,22 +12,22 @@
 namespace gradreg_fast {
 
 template <>
-const MaxPoolKernels<float>& max_pool_kernels_avx2<float>() {
+const MaxPoolKernels<float>& max_pool_kernels<float, Capability::AVX2>() {
     return MaxPoolPasses<float, 32>::kernels();
 }
 
 template <>
-const MaxPoolKernels<double>& max_pool_kernels_avx2<double>() {
+const MaxPoolKernels<double>& max_pool_kernels<double, Capability::AVX2>() {
     return MaxPoolPasses<double, 32>::kernels();
 }
 
 template <>
-const AveragePoolKernels<float>& average_pool_kernels_avx2<float>() {
+const AveragePoolKernels<float>& average_pool_kernels<float, Capability::AVX2>() {
     return AveragePoolPasses<float, 32>::kernels();
 }
 
 template <>
-const AveragePoolKernels<double>& average_pool_kernels_avx2<double>() {
+const AveragePoolKernels<double>& average_pool_kernels<double, Capability::AVX2>() {
     return AveragePoolPasses<double, 32>::kernels();
 }
 

@@ -12,22 +12,22 @@
 namespace gradreg_fast {
 
 template <>
-const MaxPoolKernels<float>& max_pool_kernels_avx512<float>() {
+const MaxPoolKernels<float>& max_pool_kernels<float, Capability::AVX512>() {
     return MaxPoolPasses<float, 64>::kernels();
 }
 
 template <>
-const MaxPoolKernels<double>& max_pool_kernels_avx512<double>() {
+const MaxPoolKernels<double>& max_pool_kernels<double, Capability::AVX512>() {
     return MaxPoolPasses<double, 64>::kernels();
 }
 
 template <>
-const AveragePoolKernels<float>& average_pool_kernels_avx512<float>() {
+const AveragePoolKernels<float>& average_pool_kernels<float, Capability::AVX512>() {
     return AveragePoolPasses<float, 64>::kernels();
 }
 
 template <>
-const AveragePoolKernels<double>& average_pool_kernels_avx512<double>() {
+const AveragePoolKernels<double>& average_pool_kernels<double, Capability::AVX512>() {
     return AveragePoolPasses<double, 64>::kernels();
 }
 

@@ -399,59 +399,28 @@ void run_all(const AveragePoolKernels<T>& kernels) {
             }
 }
 
+template <class T, Capability capability>
+void run_families() {
+    run_all(mlp_kernels<T, capability>());
+    run_all(active_kernels<T, capability>());
+    run_all(conv_kernels<T, capability>());
+    run_all(norm_kernels<T, capability>());
+    run_all(max_pool_kernels<T, capability>());
+    run_all(average_pool_kernels<T, capability>());
+    run_all(elementwise_kernels<T, capability>());
+    run_all(row_norm_kernels<T, capability>());
+}
+
+template <Capability capability>
+void run_dtypes() {
+    if (capability > cpu_capability()) return;
+    run_families<float, capability>();
+    run_families<double, capability>();
+}
+
 int main() {
-    const Capability capability = cpu_capability();
-    run_all(mlp_kernels_baseline<float>());
-    run_all(active_kernels_baseline<float>());
-    run_all(conv_kernels_baseline<float>());
-    run_all(norm_kernels_baseline<float>());
-    run_all(max_pool_kernels_baseline<float>());
-    run_all(average_pool_kernels_baseline<float>());
-    run_all(elementwise_kernels_baseline<float>());
-    run_all(row_norm_kernels_baseline<float>());
-    run_all(mlp_kernels_baseline<double>());
-    run_all(active_kernels_baseline<double>());
-    run_all(conv_kernels_baseline<double>());
-    run_all(norm_kernels_baseline<double>());
-    run_all(max_pool_kernels_baseline<double>());
-    run_all(average_pool_kernels_baseline<double>());
-    run_all(elementwise_kernels_baseline<double>());
-    run_all(row_norm_kernels_baseline<double>());
-    if (capability >= Capability::AVX2) {
-        run_all(mlp_kernels_avx2<float>());
-        run_all(active_kernels_avx2<float>());
-        run_all(conv_kernels_avx2<float>());
-        run_all(norm_kernels_avx2<float>());
-        run_all(max_pool_kernels_avx2<float>());
-        run_all(average_pool_kernels_avx2<float>());
-        run_all(elementwise_kernels_avx2<float>());
-        run_all(row_norm_kernels_avx2<float>());
-        run_all(mlp_kernels_avx2<double>());
-        run_all(active_kernels_avx2<double>());
-        run_all(conv_kernels_avx2<double>());
-        run_all(norm_kernels_avx2<double>());
-        run_all(max_pool_kernels_avx2<double>());
-        run_all(average_pool_kernels_avx2<double>());
-        run_all(elementwise_kernels_avx2<double>());
-        run_all(row_norm_kernels_avx2<double>());
-    }
-    if (capability >= Capability::AVX512) {
-        run_all(mlp_kernels_avx512<float>());
-        run_all(active_kernels_avx512<float>());
-        run_all(conv_kernels_avx512<float>());
-        run_all(norm_kernels_avx512<float>());
-        run_all(max_pool_kernels_avx512<float>());
-        run_all(average_pool_kernels_avx512<float>());
-        run_all(elementwise_kernels_avx512<float>());
-        run_all(row_norm_kernels_avx512<float>());
-        run_all(mlp_kernels_avx512<double>());
-        run_all(active_kernels_avx512<double>());
-        run_all(conv_kernels_avx512<double>());
-        run_all(norm_kernels_avx512<double>());
-        run_all(max_pool_kernels_avx512<double>());
-        run_all(average_pool_kernels_avx512<double>());
-        run_all(elementwise_kernels_avx512<double>());
-        run_all(row_norm_kernels_avx512<double>());
-    }
-    std::printf("no errors, up to %s\n", capability_name(capability));
+    run_dtypes<Capability::Baseline>();
+    run_dtypes<Capability::AVX2>();
+    run_dtypes<Capability::AVX512>();
+    std::printf("no errors, up to %s\n", capability_name(cpu_capability()));
 }
