@@ -18,9 +18,9 @@ from gradreg_fast.backend import KERNELS, available, current, insists
 from gradreg_fast.contraction import gram
 from gradreg_fast.engine import Linearization, Terms
 from gradreg_fast.mlp import KINDS, mlp_of
-from gradreg_fast.planner import Plan, first_linear, width
+from gradreg_fast.planner import Plan, first_linear, known_shapes, width
 from gradreg_fast.rules.activation import ReLU
-from gradreg_fast.rules.base import Rule, has_numbers
+from gradreg_fast.rules.base import Rule, has_numbers, is_plain
 from gradreg_fast.rules.linear import Linear
 
 RELU = KINDS[ReLU][0]
@@ -66,7 +66,7 @@ def is_relu_network(linearization: Linearization) -> bool:
         return False
     tensors = [*hidden(linearization), *weights(linearization)]
     return all(
-        has_numbers(tensor)
+        is_plain(tensor)
         and tensor.dim() == 2
         and KERNELS.get(tensor.device.type) == "cpp"
         and tensor.dtype == tensors[0].dtype
@@ -80,17 +80,28 @@ def pays(linearization: Linearization) -> bool:
     layers = hidden(linearization)
     widest = max(layer.shape[1] for layer in layers)
     product, gathering = next(costs for bound, *costs in COSTS if widest <= bound)
-    units = sum(layer.numel() for layer in layers)
-    active = sum(int(layer.count_nonzero()) for layer in layers) / max(units, 1)
+    active = active_share(layers)
     outputs = max(width(linearization, linearization.graph.seed), 1)
-    rows = max(len(layers[0]) * outputs, 1)
+    rows = max(batch_size(linearization) * outputs, 1)
     return product * active**2 + gathering * active / outputs + TRANSPOSING / rows < 1
+
+
+def active_share(layers: list[Tensor]) -> float:
+    """Active units of all; a tracer, who sees none, expects one half."""
+    if not all(map(has_numbers, layers)):
+        return 0.5
+    return sum(int(layer.count_nonzero()) for layer in layers) / max(sum(layer.numel() for layer in layers), 1)
+
+
+def batch_size(linearization: Linearization) -> int:
+    """How many samples there are, or a tracer's example has."""
+    return known_shapes(linearization)[0][0]
 
 
 def gram_pays(linearization: Linearization) -> bool:
     """Whether ``W_1 W_1^T`` costs less, at half activity, than to pull to the input and push from there: measured."""
     n, d = weights(linearization)[0].shape
-    rows = len(hidden(linearization)[0]) * width(linearization, linearization.graph.seed)
+    rows = batch_size(linearization) * width(linearization, linearization.graph.seed)
     return n * (2 * d + 0.75 * rows) < 3 * rows * d
 
 

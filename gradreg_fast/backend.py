@@ -301,7 +301,7 @@ def register_fakes(module: ModuleType) -> None:
     @ops.register_fake("gradreg_fast::active_sqnorm")
     def active_sqnorm(hidden, weights, gram, keep):
         lanes = module.lanes(weights[0].element_size())
-        B, K = len(hidden[0]), len(weights[-1])
+        B, K = hidden[0].shape[0], len(weights[-1])
         widths = [weight.shape[1] for weight in weights] if keep else []
         return hidden[0].new_empty(B), [hidden[0].new_empty(B, K, -(-n // lanes) * lanes) for n in widths]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import chain, starmap
 
 import torch
 from torch import Tensor
@@ -204,12 +205,25 @@ def add_gram_gradient(
 
 def symmetric_sum(pairs: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
     """``sum a b`` of pairs ``a [n, r]``, ``b [r, n]`` whose products are symmetric: half the blocks give the others."""
-    total = None
-    for a, b in pairs:
-        total = a.new_zeros(len(a), len(a)) if total is None else total
-        _add_below(total, a, b)
+    pairs = iter(pairs)
+    a, b = next(pairs)
+    if not has_numbers(a):  # compiled, each write to a block would copy the whole matrix
+        return sum(starmap(_symmetric_product, pairs), _symmetric_product(a, b))
+    total = a.new_zeros(len(a), len(a))
+    for left, right in chain([(a, b)], pairs):
+        _add_below(total, left, right)
     _mirror(total)
     return total
+
+
+def _symmetric_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a b`` from the blocks on and below the diagonal."""
+    half = len(a) // 2
+    if half < SMALLEST_BLOCK:
+        return a @ b
+    below = a[half:] @ b[:, :half]
+    upper = torch.cat((_symmetric_product(a[:half], b[:, :half]), below.t()), 1)
+    return torch.cat((upper, torch.cat((below, _symmetric_product(a[half:], b[:, half:])), 1)))
 
 
 def _add_below(total: Tensor, a: Tensor, b: Tensor) -> None:

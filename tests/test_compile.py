@@ -6,9 +6,11 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 import gradreg_fast
 from gradreg_fast import functional
+from gradreg_fast.backend import library
 from gradreg_fast.modules import WithPenalty
 
 
@@ -27,8 +29,18 @@ def convolutional(normalised=False):
     return nn.Sequential(nn.Conv2d(3, 4, 3), *inner, nn.Tanh(), nn.Flatten(), nn.Linear(size, 1)).double()
 
 
+def relu_network():
+    """Large enough for the kernels that take active units alone."""
+    layers = [nn.Linear(40, 300), nn.ReLU(), nn.Linear(300, 280), nn.ReLU(), nn.Linear(280, 30)]
+    return nn.Sequential(*layers).double()
+
+
 def rows(B=7):
     return torch.randn(B, 5, dtype=torch.float64)
+
+
+def wide_rows(B=7):
+    return torch.randn(B, 40, dtype=torch.float64)
 
 
 def images(B=7):
@@ -60,6 +72,8 @@ CALLS = {
     "recompute": (mlp, lambda model, x: functional.r1(model, x, save="recompute"), rows),
     "WithPenalty": (lambda: WithPenalty(mlp(), "r1"), lambda model, x: model(x), rows),
     "bottleneck": (lambda: autoencoder(5, 16, 2, 16, 5), functional.jacobian_frobenius, rows),
+    "wide hidden layer": (lambda: autoencoder(5, 520, 3), functional.jacobian_frobenius, rows),
+    "active units": (relu_network, functional.jacobian_frobenius, wide_rows),
     "convolutions": (convolutional, functional.jacobian_frobenius, images),
     "batch normalisation": (lambda: convolutional(True), functional.gradient_penalty, images),
 }
@@ -112,7 +126,7 @@ def assert_compiles_right(make, call, inputs):
     assert_same(numbers(compiled, model, x), numbers(lambda model, x: step(call, model, x), twin, x))
 
 
-@pytest.mark.parametrize("name", ["r1", "double_backprop", "convolutions"])
+@pytest.mark.parametrize("name", ["r1", "double_backprop", "active units", "convolutions"])
 def test_batches_of_every_size(name, each_backend):
     """At most one compilation for each form of call, whatever the batch."""
     make, call, inputs = CALLS[name]
@@ -124,6 +138,24 @@ def test_batches_of_every_size(name, each_backend):
         x = inputs(B)
         assert_same(numbers(compiled, model, x), numbers(lambda model, x: step(call, model, x), model, x))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.skipif(library()[0] is None, reason="no compiled library")
+def test_active_units_are_left_to_kernels():
+    seen = []
+
+    def recording(graph, _):
+        seen.append(graph.code)
+        return graph.forward
+
+    compiled = torch.compile(
+        lambda model, x: step(functional.jacobian_frobenius, model, x),
+        fullgraph=True,
+        backend=aot_autograd(fw_compiler=recording),
+    )
+    numbers(compiled, relu_network(), wide_rows())
+    forward, backward = seen
+    assert "active_sqnorm." in forward and "active_sqnorm_gradients." in backward
 
 
 def test_what_a_graph_depends_on_is_guarded():

@@ -4,6 +4,9 @@
 
 #if defined(__x86_64__)
 #pragma GCC target("avx2,fma")
+#if !defined(__clang__)  // which knows no such pragma
+#include "cpu/compress_avx2.h"
+#endif
 #endif
 
 #include "cpu/active_products.h"

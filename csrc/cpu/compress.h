@@ -1,6 +1,5 @@
-// Rows of numbers with only their active ones, and back.
-//
-// compress_avx512.h has the same for processors that compress a register by a mask.
+// Rows of numbers with only their active ones, and back: number by number, for every processor. compress_avx2.h and
+// compress_avx512.h do so register by register.
 
 #pragma once
 
@@ -19,18 +18,22 @@ struct Selection {
     int64_t width, registers, count;
 };
 
-// One by one, for every processor.
 template <class T, int Bytes>
-struct Compress {
+struct CompressNumbers {
     static constexpr int lanes = Vector<T, Bytes>::lanes;
 
     // A unit is inactive where its value is zero or less, as in PyTorch; null: all are active.
     static void select(const T* values, Selection& to) {
         int64_t count = 0;
-        for (int64_t unit = 0; unit < to.width; ++unit) {
-            if (unit % lanes == 0) to.offsets[unit / lanes] = int32_t(count);
-            to.units[count] = int32_t(unit);
-            count += values == nullptr || !(values[unit] <= T(0));
+        for (int64_t j = 0; j < to.registers; ++j) {
+            to.offsets[j] = int32_t(count);
+            to.masks[j] = 0;
+            for (int64_t unit = j * lanes; unit < to.width && unit < (j + 1) * lanes; ++unit) {
+                const bool active = values == nullptr || !(values[unit] <= T(0));
+                to.units[count] = int32_t(unit);
+                to.masks[j] |= uint16_t(active << unit % lanes);
+                count += active;
+            }
         }
         to.offsets[to.registers] = int32_t(count);
         to.count = count;
@@ -49,5 +52,8 @@ struct Compress {
             row[active.units[i]] += factor * from[i];
     }
 };
+
+template <class T, int Bytes>
+struct Compress : CompressNumbers<T, Bytes> {};
 
 }  // namespace gradreg_fast
