@@ -39,8 +39,13 @@ def rows(B=7):
     return torch.randn(B, 5, dtype=torch.float64)
 
 
-def wide_rows(B=7):
-    return torch.randn(B, 40, dtype=torch.float64)
+def wide_mlp():
+    """Large enough for a Gram matrix, in blocks."""
+    return nn.Sequential(nn.Linear(600, 260), nn.Tanh(), nn.Linear(260, 30)).double()
+
+
+def wide_rows(B=7, width=40):
+    return torch.randn(B, width, dtype=torch.float64)
 
 
 def images(B=7):
@@ -72,7 +77,7 @@ CALLS = {
     "recompute": (mlp, lambda model, x: functional.r1(model, x, save="recompute"), rows),
     "WithPenalty": (lambda: WithPenalty(mlp(), "r1"), lambda model, x: model(x), rows),
     "bottleneck": (lambda: autoencoder(5, 16, 2, 16, 5), functional.jacobian_frobenius, rows),
-    "wide hidden layer": (lambda: autoencoder(5, 520, 3), functional.jacobian_frobenius, rows),
+    "wide layers": (wide_mlp, functional.jacobian_frobenius, lambda: wide_rows(width=600)),
     "active units": (relu_network, functional.jacobian_frobenius, wide_rows),
     "convolutions": (convolutional, functional.jacobian_frobenius, images),
     "batch normalisation": (lambda: convolutional(True), functional.gradient_penalty, images),
