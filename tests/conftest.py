@@ -8,8 +8,6 @@ import gradreg_fast
 from gradreg_fast.backend import KERNELS, usable
 from tests.parity import manual_seed
 
-torch.set_num_threads(1)
-
 settings.register_profile(
     "deterministic",
     derandomize=True,
@@ -33,9 +31,10 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    """Every test draws the same numbers, alone or in a crowd."""
+def alike():
+    """Every test draws the same numbers on one thread, alone or in a crowd, whatever ran before."""
     manual_seed(0)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -207,21 +207,18 @@ def test_backward_twice_and_changed_weights():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_same_bits_for_any_number_of_threads(dtype):
     model, x = network((80, 130, 120, 6), dtype=dtype), batch((80,), 67, dtype)
-    before, runs = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 3):
-            torch.set_num_threads(threads)
-            hidden = [torch.rand(67, n, dtype=dtype, generator=new_generator(1)) - 0.5 for n in (130, 120)]
-            weights = [torch.eye(130, dtype=dtype), *(model[i].weight.detach() for i in (2, 4))]
-            norms, cotangents = torch.ops.gradreg_fast.active_sqnorm(hidden, weights, True, True)
-            gradients = torch.ops.gradreg_fast.active_sqnorm_gradients(
-                hidden, weights, True, cotangents, x[:, 0].contiguous(), [1, 1, 1]
-            )
-            runs.append([norms, *gradients])
-            assert_exact(model.double(), x.double())
-            model.to(dtype)
-    finally:
-        torch.set_num_threads(before)
+    runs = []
+    for threads in (1, 2, 3, 3):
+        torch.set_num_threads(threads)
+        hidden = [torch.rand(67, n, dtype=dtype, generator=new_generator(1)) - 0.5 for n in (130, 120)]
+        weights = [torch.eye(130, dtype=dtype), *(model[i].weight.detach() for i in (2, 4))]
+        norms, cotangents = torch.ops.gradreg_fast.active_sqnorm(hidden, weights, True, True)
+        gradients = torch.ops.gradreg_fast.active_sqnorm_gradients(
+            hidden, weights, True, cotangents, x[:, 0].contiguous(), [1, 1, 1]
+        )
+        runs.append([norms, *gradients])
+        assert_exact(model.double(), x.double())
+        model.to(dtype)
     for run in runs[1:]:
         assert all(map(torch.equal, runs[0], run))
 
