@@ -107,6 +107,11 @@ class Conv(Rule):
 
     def weight_gradient(self, u: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """The sum over the batch of ``dW`` for the cotangents u of y."""
+        if max(self.stride) > 1 and math.prod(weight.shape[2:]) == 1 and not any(self.padding) and not self.transposed:
+            # The pixels that strides leave: oneDNN gathers them itself, which takes as long, and where channels are few
+            # writes beyond its memory (https://github.com/uxlfoundation/oneDNN/issues/6035).
+            x = x[(..., *(slice(None, None, step) for step in self.stride))]
+            return Conv([1] * len(self.stride), self.padding, self.dilation, self.groups).weight_gradient(u, x, weight)
         if depthwise.is_faster(u, x, weight, self.groups) and not self.transposed:
             return depthwise.weight_gradient(u, x, weight, self.stride, self.padding, self.dilation)
         return self._backward(u, x, weight, 1)

@@ -14,6 +14,8 @@ OPTIONS = {
     "plain": {},
     "no bias": {"bias": False},
     "one by one": {"kernel_size": 1},
+    "one by one, stride": {"kernel_size": 1, "stride": 2},
+    "one by one, two strides": {"kernel_size": 1, "stride": (1, 3), "groups": 2},
     "kernel of two sizes": {"kernel_size": (1, 5), "padding": (0, 2)},
     "stride": {"stride": 2},
     "two strides": {"stride": (2, 3)},
@@ -47,6 +49,15 @@ def test_options(options):
 
     assert not is_opaque(nn.Sequential(make()))
     assert_layer(make, (4, 7, 6))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_options_in_single_precision(options):
+    """Which oneDNN computes, unlike double precision, in layouts that are chosen for it."""
+    layers = nn.Conv2d(4, 4, **{"kernel_size": 3, **options}), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    model, x = nn.Sequential(*layers).float(), torch.randn(4, 4, 12, 12).float()
+    found = [evaluate(each, model, [x]) for each in (gradreg_fast.value_and_vjp, value_and_vjp)]
+    compare(*found, rtol=1e-5, floor=1e-6)
 
 
 @pytest.mark.parametrize("options", ["padding", "everything but groups", "two dilations", "stride and padding"])
