@@ -375,7 +375,9 @@ class GroupNorm(AtOnce, Standardise):
 
     def backward(self, saved, weight, v, mask):
         x, mean, inverse = saved
-        v = v.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
+        last = is_channels_last(x)
+        v = v.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        mask = [mask[0] or last, *mask[1:]]  # channels last, PyTorch writes what x gets whether it was made or not
         return aten.native_group_norm_backward(v, x, mean, inverse, weight, *self._sizes(x), mean.shape[1], mask)
 
     def broadcast(self, parameter, dims):

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 import gradreg_fast
-from tests.parity import assert_layer, assert_primitives, between, is_opaque
+from gradreg_fast import reference
+from tests.parity import assert_layer, assert_primitives, between, compare, evaluate, is_opaque
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -129,6 +130,14 @@ def test_batch_norm_with_an_activation(training):
     assert not is_opaque(nn.Sequential(BatchNormAct2d(3, nn.SiLU(inplace=True)).train(training)))
     assert_layer(lambda: BatchNormAct2d(3, nn.PReLU()).train(training), (3, 4, 2))
     assert is_opaque(nn.Sequential(BatchNormAct2d(3, nn.RReLU()).train(training)))
+
+
+def test_group_norm_above_all_that_gets_gradients():
+    """In single precision, where convolutions lay out channels last."""
+    below, x = nn.Conv2d(4, 4, 1).requires_grad_(False), torch.randn(3, 4, 3, 3).float()
+    model = nn.Sequential(below, nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(36, 2)).float()
+    sides = gradreg_fast.value_and_vjp, reference.value_and_vjp
+    compare(*(evaluate(lambda model, side=side: side(model, x), model, []) for side in sides), rtol=1e-5)
 
 
 def test_two_samples_and_one_position():
