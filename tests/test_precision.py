@@ -19,6 +19,17 @@ def mlp(outputs, make=nn.Softplus):
     return nn.Sequential(nn.Linear(16, 24), make(), nn.Linear(24, 20), make(), nn.Linear(20, outputs))
 
 
+def far_from_zero(conv):
+    nn.init.constant_(conv.bias, 5)
+    return conv
+
+
+def images_with_means(*norms):
+    """Many pixels, whose means are far from zero, under each of the norms."""
+    layers = [far_from_zero(nn.Conv2d(2, 6, 3)), norms[0], nn.SiLU(), far_from_zero(nn.Conv2d(6, 6, 3)), norms[1]]
+    return nn.Sequential(*layers, nn.Tanh(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(6 * 36, 2))
+
+
 NETWORKS = {
     "dense": (lambda: mlp(5), (8, 16)),
     "one hidden layer": (lambda: nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 7)), (8, 16)),
@@ -61,6 +72,14 @@ NETWORKS = {
             nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.LeakyReLU(0.1), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(54, 2)
         ),
         (4, 2, 8, 8),
+    ),
+    "many pixels, batch statistics": (
+        lambda: images_with_means(nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False, momentum=None)),
+        (16, 2, 28, 28),
+    ),
+    "many pixels, statistics of groups": (
+        lambda: images_with_means(nn.GroupNorm(2, 6), nn.GroupNorm(3, 6)),
+        (4, 2, 28, 28),
     ),
 }
 QUANTITIES = {

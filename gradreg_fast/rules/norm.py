@@ -41,6 +41,11 @@ class AtOnce(Rule):
         return (pulled,) if second is None or second[0] is None else (second[0].add_(pulled),)
 
 
+def loses_digits(x: Tensor) -> bool:
+    """Whether PyTorch's batch norm adds up x's numbers one after another in single precision: up to three are lost."""
+    return is_channels_last(x) and x.device.type == "cpu" and x.dtype == torch.float32
+
+
 class BatchNormTrain(AtOnce):
     """``gamma xhat + beta`` with the batch's own statistics; updates the running ones once, in `forward`.
 
@@ -61,8 +66,17 @@ class BatchNormTrain(AtOnce):
         if x.numel() == x.shape[1]:
             raise ValueError(f"batch statistics need more than one value per channel, got an input of {tuple(x.shape)}")
         momentum = self._counted(batches)
-        y, mean, inverse = torch.native_batch_norm(x, gamma, beta, running_mean, running_var, True, momentum, self.eps)
-        return y, (x, mean, inverse)
+        if not loses_digits(x):
+            statistics = running_mean, running_var, True, momentum, self.eps
+            y, mean, inverse = torch.native_batch_norm(x, gamma, beta, *statistics)
+            return y, (x, mean, inverse)
+        mean = x.mean((0, 2, 3))
+        y = x - channels(mean, 2)
+        var = y.square().mean((0, 2, 3))
+        self._average(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
+        inverse = torch.rsqrt(var + self.eps)
+        y.mul_(channels(inverse if gamma is None else inverse * gamma, 2))
+        return y if beta is None else y.add_(channels(beta, 2)), (x, mean, inverse)
 
     def pull(self, saved, parameters, u):
         return (self._project(saved, parameters[0], u),)
@@ -103,13 +117,27 @@ class BatchNormTrain(AtOnce):
             return self.momentum
         return 0.0 if batches is None else 1.0 / float(batches)  # cumulative average
 
+    def _average(self, running_mean, running_var, mean: Tensor, var: Tensor, size, momentum: float) -> None:
+        """Average these statistics, of so many numbers a channel, into the running ones."""
+        if running_mean is not None:
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * (size / (size - 1))).to(running_var.dtype), momentum)
+
     def _project(self, saved, weight: Tensor | None, stack: Tensor) -> Tensor:
         """``i P (weight v)`` for each member v of the stack."""
         return stacked([self.backward(saved, weight, v, [True, False, False])[0] for v in stack])
 
     def backward(self, saved, weight, v, mask):
         x, mean, inverse = saved
-        return aten.native_batch_norm_backward(v, x, weight, None, None, mean, inverse, True, self.eps, mask)
+        if not loses_digits(x):
+            return aten.native_batch_norm_backward(v, x, weight, None, None, mean, inverse, True, self.eps, mask)
+        dims, size = (0, 2, 3), x.numel() // x.shape[1]
+        centred = x - channels(mean, 2)
+        v_mean, along = v.mean(dims), (v * centred).mean(dims)
+        factor = inverse if weight is None else inverse * weight
+        pulled = torch.addcmul(channels(-factor * v_mean, 2), v, channels(factor, 2))
+        pulled.addcmul_(centred, channels(-factor * inverse.square() * along, 2))
+        return pulled, size * inverse * along, size * v_mean
 
 
 class SynchronisedBatchNorm(BatchNormTrain):
@@ -143,10 +171,7 @@ class SynchronisedBatchNorm(BatchNormTrain):
         centred = x - channels(mean, spatial)
         var = self._joint(centred.square().sum(dims)) / size
         inverse = torch.rsqrt(var + self.eps)
-        momentum = self._counted(batches)
-        if running_mean is not None:
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_((var * (size / (size - 1))).to(running_var.dtype), momentum)
+        self._average(running_mean, running_var, mean, var, size, self._counted(batches))
         y = centred.mul_(channels(inverse if gamma is None else inverse * gamma, spatial))
         y = y if beta is None else y.add_(channels(beta, spatial))
         return y.to(x.dtype), (x, mean, inverse, size)
@@ -360,7 +385,7 @@ class GroupNorm(AtOnce, Standardise):
 
     def forward(self, inputs, parameters, extras):
         (x,) = inputs
-        x = x if is_channels_last(x) else x.contiguous()
+        x = x.contiguous()  # channels last, PyTorch's sums lose digits on a CPU, and elsewhere it may refuse
         groups = x.shape[1] if self.groups is None else self.groups
         if x.shape[1] % groups:
             raise ValueError(f"a group norm's input must have a multiple of {groups} channels, got {x.shape[1]}")
@@ -375,10 +400,8 @@ class GroupNorm(AtOnce, Standardise):
 
     def backward(self, saved, weight, v, mask):
         x, mean, inverse = saved
-        last = is_channels_last(x)
-        v = v.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-        mask = [mask[0] or last, *mask[1:]]  # channels last, PyTorch writes what x gets whether it was made or not
-        return aten.native_group_norm_backward(v, x, mean, inverse, weight, *self._sizes(x), mean.shape[1], mask)
+        groups, v = mean.shape[1], v.contiguous()
+        return aten.native_group_norm_backward(v, x, mean, inverse, weight, *self._sizes(x), groups, mask)
 
     def broadcast(self, parameter, dims):
         return channels(parameter, dims - 2)

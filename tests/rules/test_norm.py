@@ -140,6 +140,15 @@ def test_group_norm_above_all_that_gets_gradients():
     compare(*(evaluate(lambda model, side=side: side(model, x), model, []) for side in sides), rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_instance_norm_of_one_image_that_was_pooled(dtype):
+    """Its layout is channels last, in strides that do not tell."""
+    layers = nn.MaxPool2d(3, padding=1), nn.InstanceNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(18, 1)
+    model, x = nn.Sequential(*layers).to(dtype), torch.randn(1, 2, 8, 8, dtype=dtype)
+    found = gradreg_fast.value_and_vjp(model, x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, reference.value_and_vjp(model, x), rtol=1e-4, atol=1e-6)
+
+
 def test_two_samples_and_one_position():
     assert_layer(lambda: normalisation(nn.BatchNorm1d, 5, True), (5,), size=2)
     assert_layer(lambda: normalisation(nn.BatchNorm2d, 3, True), (3, 1, 2), size=1)
