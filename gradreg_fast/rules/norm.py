@@ -392,21 +392,25 @@ class GroupNorm(AtOnce, Standardise):
         if (math.prod(x.shape[2:]) if self.groups is None else x.numel() // groups) == 1:  # as PyTorch has it
             of = "instance" if self.groups is None else "group"
             raise ValueError(f"{of} statistics need more than one value, got an input of {tuple(x.shape)}")
-        y, mean, inverse = torch.native_group_norm(x, *parameters, *self._sizes(x), groups, self.eps)
-        return y, (x, mean, inverse)
+        sizes = self._sizes(x)
+        y, mean, inverse = torch.native_group_norm(x.view(sizes), *parameters, *sizes, groups, self.eps)
+        return y.view(x.shape), (x, mean, inverse)
 
     def project(self, saved, weight, v):
         return self.backward(saved, weight, v, [True, False, False])[0]
 
     def backward(self, saved, weight, v, mask):
         x, mean, inverse = saved
-        groups, v = mean.shape[1], v.contiguous()
-        return aten.native_group_norm_backward(v, x, mean, inverse, weight, *self._sizes(x), groups, mask)
+        sizes, groups = self._sizes(x), mean.shape[1]
+        values = v.contiguous().view(sizes), x.view(sizes)
+        pulled, *own = aten.native_group_norm_backward(*values, mean, inverse, weight, *sizes, groups, mask)
+        return pulled if pulled is None else pulled.view(x.shape), *own
 
     def broadcast(self, parameter, dims):
         return channels(parameter, dims - 2)
 
     def _sizes(self, x: Tensor) -> tuple[int, int, int]:
+        """Batch, channels and pixels: three dimensions, so that no image of one channel is taken for channels last."""
         return (*x.shape[:2], math.prod(x.shape[2:]))
 
 

@@ -132,11 +132,12 @@ def test_batch_norm_with_an_activation(training):
     assert is_opaque(nn.Sequential(BatchNormAct2d(3, nn.RReLU()).train(training)))
 
 
-def test_group_norm_above_all_that_gets_gradients():
+@pytest.mark.parametrize("channels", [4, 1])
+def test_group_norm_above_all_that_gets_gradients(channels):
     """In single precision, where convolutions lay out channels last."""
-    below, x = nn.Conv2d(4, 4, 1).requires_grad_(False), torch.randn(3, 4, 3, 3).float()
-    model = nn.Sequential(below, nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(36, 2)).float()
-    sides = gradreg_fast.value_and_vjp, reference.value_and_vjp
+    below, x = nn.Conv2d(4, channels, 1).requires_grad_(False), torch.randn(3, 4, 3, 3).float()
+    above = nn.GroupNorm(1, channels), nn.Tanh(), nn.Flatten(), nn.Linear(9 * channels, 2)
+    model, sides = nn.Sequential(below, *above).float(), (gradreg_fast.value_and_vjp, reference.value_and_vjp)
     compare(*(evaluate(lambda model, side=side: side(model, x), model, []) for side in sides), rtol=1e-5)
 
 
