@@ -3,7 +3,8 @@
 import torch
 
 from gradreg_fast.rules.activation_passes import FROM_MASK
-from gradreg_fast.rules.base import Rule, channels_last, dense, laid_out
+from gradreg_fast.rules.base import Rule, dense, laid_out
+from gradreg_fast.rules.conv import channels_last
 from gradreg_fast.rules.pool import AveragePool
 
 

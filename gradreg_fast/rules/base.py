@@ -369,14 +369,6 @@ def is_channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """The tensor with its channels next to each other, which oneDNN and PyTorch's pooling prefer, by up to 5x."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    _, C, H, W = x.shape
-    # Sizes of one leave strides open, by which PyTorch tells layouts apart.
-    return x.as_strided(x.shape, (C * H * W, 1, C * W, C)) if 1 in x.shape else x
-
-
 def dense(x: Tensor) -> Tensor:
     """x, contiguous or channels last."""
     return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradreg_fast.rules.base import Rule, add_values, channels_last
-from gradreg_fast.rules.conv import Conv
+from gradreg_fast.rules.base import Rule, add_values
+from gradreg_fast.rules.conv import Conv, channels_last
 
 BEND_WHERE_FLAT = (6, 7, 8, 9)  # kinds of which phi'' u does not follow from phi' u: u itself is kept, too
 

@@ -46,6 +46,13 @@ def loses_digits(x: Tensor) -> bool:
     return is_channels_last(x) and x.device.type == "cpu" and x.dtype == torch.float32
 
 
+def scaled(centred: Tensor, inverse: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    """``gamma inverse centred + beta``, in place of `centred`; the others are channels' numbers ``[C]``."""
+    spatial = centred.dim() - 2
+    centred.mul_(channels(inverse if gamma is None else inverse * gamma, spatial))
+    return centred if beta is None else centred.add_(channels(beta, spatial))
+
+
 class BatchNormTrain(AtOnce):
     """``gamma xhat + beta`` with the batch's own statistics; updates the running ones once, in `forward`.
 
@@ -71,12 +78,11 @@ class BatchNormTrain(AtOnce):
             y, mean, inverse = torch.native_batch_norm(x, gamma, beta, *statistics)
             return y, (x, mean, inverse)
         mean = x.mean((0, 2, 3))
-        y = x - channels(mean, 2)
-        var = y.square().mean((0, 2, 3))
+        centred = x - channels(mean, 2)
+        var = centred.square().mean((0, 2, 3))
         self._average(running_mean, running_var, mean, var, x.numel() // x.shape[1], momentum)
         inverse = torch.rsqrt(var + self.eps)
-        y.mul_(channels(inverse if gamma is None else inverse * gamma, 2))
-        return y if beta is None else y.add_(channels(beta, 2)), (x, mean, inverse)
+        return scaled(centred, inverse, gamma, beta), (x, mean, inverse)
 
     def pull(self, saved, parameters, u):
         return (self._project(saved, parameters[0], u),)
@@ -117,7 +123,15 @@ class BatchNormTrain(AtOnce):
             return self.momentum
         return 0.0 if batches is None else 1.0 / float(batches)  # cumulative average
 
-    def _average(self, running_mean, running_var, mean: Tensor, var: Tensor, size, momentum: float) -> None:
+    def _average(
+        self,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        size: int | Tensor,
+        momentum: float,
+    ) -> None:
         """Average these statistics, of so many numbers a channel, into the running ones."""
         if running_mean is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -172,9 +186,7 @@ class SynchronisedBatchNorm(BatchNormTrain):
         var = self._joint(centred.square().sum(dims)) / size
         inverse = torch.rsqrt(var + self.eps)
         self._average(running_mean, running_var, mean, var, size, self._counted(batches))
-        y = centred.mul_(channels(inverse if gamma is None else inverse * gamma, spatial))
-        y = y if beta is None else y.add_(channels(beta, spatial))
-        return y.to(x.dtype), (x, mean, inverse, size)
+        return scaled(centred, inverse, gamma, beta).to(x.dtype), (x, mean, inverse, size)
 
     def curvature(self, saved, parameters, u, xdots, gradients):
         gamma, (_, _, inverse, size) = parameters[0], saved
